@@ -1,0 +1,29 @@
+"Every experiment runs in `tiny`, in a kernel of its own, and leaves what a run must leave."
+import json
+import time
+
+import pytest
+
+from vlnotes import launcher
+
+pytest.importorskip("papermill")
+
+
+@pytest.mark.parametrize("name", sorted(launcher.experiments()))
+def test_tiny(name, tmp_path):
+    began = time.time()
+    nb = launcher.run_notebook(name, {"preset": "tiny"}, out=tmp_path/"run", progress=False)
+    made = json.loads((tmp_path/"run/manifest.json").read_text())
+    assert nb.exists() and (tmp_path/"run/metrics.json").exists()
+    assert made["params"] and made["preset"] == "tiny" and made["versions"]["torch"] and made["status"] == "done"
+    assert time.time() - began < 300 # a smoke run: seconds on an idle machine
+
+
+def test_paper_preset_can_be_rehearsed_on_stand_ins(tmp_path, monkeypatch):
+    text = launcher.check("devil_captions", ["preset=paper", "encoder=timm/resnet10t@random", "lm=zoo/lm", "bs=2", "steps=1000", "data=no/such/folder"])
+    for word in ("encoder", "language", "data", "missing", "memory", "hours", "GB"): assert word in text, text
+
+
+def test_parameters_are_checked():
+    with pytest.raises(ValueError, match="stpes.*steps"): launcher.check_params("devil_captions", ["stpes=3"])
+    with pytest.raises(FileNotFoundError, match="devil_captions"): launcher.find_notebook("devil_caption")
