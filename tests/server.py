@@ -9,12 +9,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         s = self.server
-        name, at = self.path.lstrip("/"), self.headers.get("Range")
+        name, at = self.path.lstrip("/").partition("?")[0], self.headers.get("Range")
         s.asked.append((name, at))
+        s.heard.append((self.path, dict(self.headers)))
         data, mood = s.files.get(name), (s.moods[name].pop(0) if s.moods.get(name) else "")
-        if mood == "redirect":
+        if mood.startswith("redirect"):
             self.send_response(302)
-            self.send_header("Location", s.where + "/moved/" + name)
+            self.send_header("Location", mood[9:] or s.where + "/moved/" + name)
             self.end_headers()
             return
         name = name.removeprefix("moved/")
@@ -28,6 +29,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         self.send_response(206 if at else 200)
+        for k, v in s.extra.get(name, {}).items(): self.send_header(k, v)
         if mood != "no length": self.send_header("Content-Length", len(data) - at)
         if at: self.send_header("Content-Range", f"bytes {at + (mood == 'other part')}-{len(data) - 1}/{len(data)}")
         self.end_headers()
@@ -38,15 +40,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.flush()
             s.go_on.wait(5)
             return
+        if mood == "drip":
+            for i in range(len(part)):
+                if s.go_on.wait(.05): return
+                try: self.wfile.write(part[i:i + 1])
+                except ConnectionError: return
         try: self.wfile.write(part)
         except ConnectionError: pass # the client hung up
 
 
 @contextmanager
 def publisher(files):
-    "Serves `files` (name -> bytes); `moods[name]` lists how the next answers for a name go wrong; `asked` records (name, Range)."
+    """Serves `files` (name -> bytes) with the headers `extra[name]`; `moods[name]` lists how the next answers for a name go wrong;
+    `asked` records (name, Range), `heard` (path with its query, headers)."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as s:
         s.files, s.moods, s.asked, s.go_on, s.daemon_threads = dict(files), {}, [], threading.Event(), True
+        s.extra, s.heard = {}, []
         s.where = f"http://127.0.0.1:{s.server_port}"
         t = threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=.02), daemon=True)
         t.start()

@@ -208,8 +208,11 @@ def test_lists_and_single_images(folder):
     with pytest.raises(ValueError, match="is of another kind than"): stream([folder/"0.PNG", folder/"readme.md"])
     with pytest.raises(ValueError, match="is no source of images"): stream(folder/"readme.md")
     with pytest.raises(FileNotFoundError, match="nothing matches"): stream(str(folder/"*.gif"))
-    for far in ("https://host/a.tar", "pipe:cat a.tar", "s3://b/{0..3}.tar"):
-        with pytest.raises(ValueError, match="only local files"): stream(far)
+    with pytest.raises(ValueError, match="s3://b/0.tar: only http://, https:// and pipe: are streamed; write pipe:COMMAND"): stream("s3://b/{0..3}.tar")
+    for far in "a.jpg", "a.parquet?key=x", "a.json":
+        with pytest.raises(ValueError, match=f"https://host/{far[:6]}[^?]*: only tars are streamed from an address; fetch it first"): stream("https://me:pw@host/" + far)
+    with pytest.raises(ValueError, match="is of another kind than"): stream([folder/"0.PNG", "pipe:cat a.tar"])
+    with pytest.raises(ValueError, match="captions= goes with .*, not with https://host/a.tar"): stream("https://me:pw@host/a.tar?x", captions="c.csv")
 
 
 # caption files
@@ -396,7 +399,7 @@ def test_the_buffer_is_bounded_and_holds_nothing_decoded(shards, monkeypatch):
     def watch(records):
         for r in records: drawn.append(r); yield r
     real = data._buffered
-    monkeypatch.setattr(data, "_buffered", lambda records, size, rng: real(watch(records), size, rng))
+    monkeypatch.setattr(data, "_buffered", lambda records, *how: real(watch(records), *how))
     it = iter(stream(shards, shuffle=6))
     for i in range(1, 10):
         next(it)

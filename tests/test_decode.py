@@ -9,6 +9,8 @@ from transformers import (
     GemmaForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -19,6 +21,8 @@ from transformers import (
     OPTForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -40,6 +44,9 @@ FAMILIES = {
     "mistral-window": lambda: MistralForCausalLM(MistralConfig(**_llama, sliding_window=6)),
     "gemma": lambda: GemmaForCausalLM(GemmaConfig(**_llama, head_dim=8)),
     "gemma2-window": lambda: Gemma2ForCausalLM(Gemma2Config(**_llama, head_dim=8, sliding_window=6)),
+    "gemma3-window": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**_llama, head_dim=8, sliding_window=5, layer_types=["sliding_attention", "full_attention"])),
+    "qwen3.5-recurrent": lambda: Qwen3_5ForCausalLM(Qwen3_5TextConfig(**_llama, head_dim=8, linear_num_value_heads=4, linear_num_key_heads=2,
+                                                   linear_key_head_dim=8, linear_value_head_dim=8, layer_types=["linear_attention", "full_attention"])),
 }
 _made = {}
 
@@ -100,6 +107,19 @@ def test_row_alone_in_company_in_any_order_and_in_chunks(lm, options):
     assert decode(dec, prefix[order], rows=order, **options).ids == [all_.ids[i] for i in order]
     assert decode(dec, prefix, budget=1, **options).ids == all_.ids
     assert decode(dec, prefix, **options).ids == all_.ids
+
+def test_layers_of_different_widths():
+    from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+    torch.manual_seed(0)
+    own = dict(head_dim=8, global_head_dim=16, sliding_window=5, hidden_size_per_layer_input=0, num_kv_shared_layers=0)
+    lm = Gemma4ForCausalLM(Gemma4TextConfig(**_llama, **own)).eval()
+    dec, prefix = PrefixDecoder(lm), prefixes(lm)
+    assert decode(dec, prefix, bos=BOS, eos=-1, max_length=12).ids == [slowly(lm, row, -1, 12) for row in prefix] and dec.row_bytes(12) > 0
+
+def test_a_model_with_another_cache_is_refused():
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+    lm = Mamba2ForCausalLM(Mamba2Config(vocab_size=V, hidden_size=32, num_hidden_layers=1, num_heads=8, head_dim=8, state_size=8, n_groups=1))
+    with pytest.raises(ValueError, match="Mamba2ForCausalLM reads no past_key_values"): PrefixDecoder(lm)
 
 def test_embeddings_path_equals_ids_path(lm):
     ids = torch.tensor([[BOS, 7, 11, 4]])

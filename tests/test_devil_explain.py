@@ -12,6 +12,7 @@ from vlnotes.backbones import Backbone
 from vlnotes.decode import PrefixDecoder, score
 from vlnotes.devil import scores
 from vlnotes.devil.explain import Devil, captions, cell_prompts, describer, per_cell, saliency, smooth, whole
+from vlnotes.devil.pairs import batch
 from vlnotes.devil.train import DevilTask
 from vlnotes.devil.translator import save
 from vlnotes.hooks import Feat
@@ -330,9 +331,9 @@ class Squares:
     "One colour over the whole picture; the caption is its name."
     def __init__(self, speaker): self.speaker = speaker
     def __len__(self): return 3
-    def batch(self, ids, rng):
+    def batch(self, ids, rng, epochs=None):
         names = [list(COLOURS)[int(i) % 3] for i in ids]
-        return torch.stack([paint([n] * 4) for n in names]), *collate(self.speaker.tokenizer, names)
+        return batch(torch.stack([paint([n] * 4) for n in names]), ids, [[n] for n in names], self.speaker, config(), epochs=epochs)
 
 def paint(names): # of the four quadrants
     c = torch.tensor([COLOURS[n] for n in names]).T.reshape(3, 2, 2)
@@ -390,3 +391,33 @@ def test_phrases_point_at_their_digits(held_out):
     table = {r["factor"]: r for r in scores.pointing(d, held_out[:15], ["layer4"])}
     assert all(r["inside"] > max(r["chance"], r["shuffled_phrase"]) + .2 for r in table.values()), table
     assert all(table[k]["inside"] >= .85 for k in ("colour", "shape", "size")), table
+
+
+# ---- saliency, every option
+
+def test_reduced_grids_are_the_coarsest_and_pooled_as_their_neighbourhood():
+    d, f = devil(), feats()
+    maps = cell_prompts(d.net, f, ["low", "mid", "high"], kernel=3, reduce=True)
+    assert {g for _, g in maps.values()} == {GRIDS["high"]}
+    wide = cell_prompts(d.net, f, ["low"], kernel=3)["low"][0].unflatten(1, GRIDS["low"])
+    assert torch.allclose(maps["low"][0].unflatten(1, GRIDS["high"]), wide[:, ::4, ::4], atol=1e-4), "the kernel sits on every fourth cell"
+    assert cell_prompts(d.net, f, ["low", "mid", "high"], joint=True, kernel=3, reduce=True)["all"][1] == GRIDS["high"]
+    with pytest.raises(ValueError, match="choose one"): cell_prompts(d.net, f, ["low"], hres=True, reduce=True)
+    odd = {**f, "low": Feat(torch.randn(4, 25, CHANNELS["low"]), (5, 5), "low")}
+    with pytest.raises(ValueError, match="5 x 5 grid of low is no multiple of the coarsest, 2 x 2"): cell_prompts(d.net, odd, ["low"], kernel=3, reduce=True)
+
+def test_a_lead_opens_the_sentence_and_is_not_scored():
+    d, f = devil(), feats(1)
+    led, both, first = (saliency(d, f, p, "high", lead=l)["high"] for p, l in ((["red square"], "a"), (["a red square"], ""), (["a"], "")))
+    assert torch.allclose(led, both - first, atol=1e-4)
+    with pytest.raises(ValueError, match="does not know 'xylophone'"): saliency(d, f, ["red"], lead="xylophone")
+
+def test_raw_sums_are_aligned_with_their_tokens():
+    d, f = devil(), feats(1)
+    raw = saliency(d, f, ["red square"], "high", raw=True)["high"]
+    prompts, grid = cell_prompts(d.net, f, ["high"])["high"]
+    ids = d.lm.tokenizer("red square", add_special_tokens=False).input_ids
+    e = d.lm.model.get_input_embeddings()
+    x = torch.cat([e(torch.tensor([[d.lm.bos]])), prompts[0, :1], e(torch.tensor([ids]))], 1)
+    with torch.no_grad(): z = d.lm.model(inputs_embeds=x, use_cache=False).logits[0, prompts.shape[2]:]
+    assert raw[0, 0, 0, 0].item() == pytest.approx((z[0, ids[0]] + z[1, ids[1]]).item(), abs=1e-3)

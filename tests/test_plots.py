@@ -109,6 +109,11 @@ def test_overlay_leaves_the_image_visible_and_peaks_where_the_map_does(smooth):
     assert list(heat.get_extent()) == [-.5, 31.5, 23.5, -.5]
 
 
+def test_a_map_lies_over_its_box_only():
+    wide = np.zeros((40, 100, 3))
+    _, heat = plots.overlay(axis(), wide, np.eye(2), box=(30, 0, 70, 40)).images
+    assert heat.get_extent() == [29.5, 69.5, 39.5, -.5] and heat.get_array().shape == (40, 40) and heat.axes.get_xlim() == (-.5, 99.5)
+
 def test_overlay_leaves_nan_cells_clear():
     m = np.ones((2, 2)); m[0, 0] = np.nan; m[1, 1] = 2
     heat = plots.overlay(axis(), IMAGE, m, smooth=False).images[1]

@@ -104,6 +104,95 @@ def test_misfits_are_refused():
     with pytest.raises(ValueError, match="no EOS"): make_lm(opt(300), bpe(unk_token="a"))
     with pytest.raises(ValueError, match="BOS 4 and EOS"): make_lm(opt(300), bpe(bos_token="%", eos_token=e))
 
+def qwen(i, vocab=300, **kw):
+    torch.manual_seed(0)
+    small = dict(vocab_size=vocab, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2)
+    return Qwen2ForCausalLM(Qwen2Config(**small | dict(bos_token_id=None, eos_token_id=i) | kw))
+
+def test_what_opens_a_sentence_where_there_is_no_bos():
+    e = "<|endoftext|>"
+    tok = bpe(eos_token=e)
+    i = tok.convert_tokens_to_ids(e)
+    made = make_lm(qwen(i), tok)
+    assert (made.bos, made.opens) == (i, "<|endoftext|>; there is no BOS") and made.encode("a")[0] == i
+    chat = bpe(eos_token="<|im_end|>")
+    chat.add_tokens([e, "<|im_end|>"], special_tokens=True)
+    j = chat.eos_token_id
+    made = make_lm(qwen(j), chat)
+    assert (made.bos, made.eos) == (i, j) and made.opens.startswith(e)
+    made = make_lm(qwen(j, bos_token_id=5), chat)
+    assert (made.bos, made.opens) == (5, "BOS of the configuration; the tokenizer has none")
+    ending = bpe("[E]", eos_token="[E]")
+    made = make_lm(qwen(ending.eos_token_id), ending)
+    assert (made.bos, made.opens) == (ending.eos_token_id, "EOS; there is no BOS")
+
+@pytest.mark.parametrize("bos", ["a", 64])
+def test_bos_by_hand(bos, tmp_path):
+    e = "<|endoftext|>"
+    tok = bpe(eos_token=e, bos_token=e)
+    a = tok.convert_tokens_to_ids("a")
+    model = qwen(tok.eos_token_id, bos_token_id=tok.eos_token_id)
+    model.save_pretrained(tmp_path)
+    tok.save_pretrained(tmp_path)
+    want = a if bos == "a" else 64
+    for made in (make_lm(model, tok, bos=bos), load_lm(str(tmp_path), bos=bos)):
+        assert (made.bos, made.opens) == (want, "given") and made.encode("dog", eos=True)[0] == want
+        assert collate(made.tokenizer, ["dog"], None, made.bos)[0][0, 0] == want
+    with pytest.raises(ValueError, match="bos='<start>' is no token"): make_lm(model, tok, bos="<start>")
+    with pytest.raises(ValueError, match="rows in the embedding"): make_lm(model, tok, bos=300)
+
+def test_endings_of_the_generation_settings_count():
+    tok = bpe(eos_token="<|endoftext|>")
+    model = qwen(7)
+    with pytest.raises(ValueError, match="EOS is .*, the model's configuration says"): make_lm(model, tok)
+    model.generation_config.eos_token_id = [7, tok.eos_token_id]
+    assert make_lm(model, tok).eos == tok.eos_token_id
+
+def test_tokens_behind_the_embedding():
+    "A token added for pictures or padding may lack a row; a word of the vocabulary may not."
+    tok = bpe(eos_token="<|endoftext|>")
+    n = len(tok)
+    tok.add_tokens(["<image>"], special_tokens=True)
+    tok.pad_token = "<image>"
+    made = make_lm(qwen(tok.eos_token_id, vocab=n), tok)
+    assert made.pad == made.eos and collate(made.tokenizer, ["a dog", "a"], None, made.bos)[0].max() < n
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path):
+    from safetensors.torch import load_file, save_file
+    opt().save_pretrained(tmp_path)
+    word_tokenizer(WORDS).save_pretrained(tmp_path)
+    held = load_file(tmp_path/"model.safetensors")
+    del held["model.decoder.layers.0.fc1.bias"]
+    save_file(held, tmp_path/"model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="do not fit its config: 1 are missing .*fc1.bias") as e: load_lm(str(tmp_path))
+    assert "\n" not in str(e.value)
+
+@pytest.mark.parametrize("cls, cfg", [("OPTModel", "OPTConfig"), ("GPT2Model", "GPT2Config")])
+def test_a_checkpoint_without_its_head_is_whole(tmp_path, cls, cfg):
+    "The head is the embedding, and hub checkpoints leave it out."
+    import transformers
+    tok = word_tokenizer(WORDS)
+    kw = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=12, bos_token_id=2, eos_token_id=2)
+    if cls == "OPTModel": kw |= dict(ffn_dim=16, word_embed_proj_dim=16)
+    getattr(transformers, cls)(getattr(transformers, cfg)(**kw)).save_pretrained(tmp_path)
+    tok.save_pretrained(tmp_path)
+    assert load_lm(str(tmp_path)).bos == 2
+
+def test_models_that_cannot_read_soft_prompts():
+    from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, Mamba2Config, Mamba2ForCausalLM
+    tok = word_tokenizer(WORDS)
+    torch.manual_seed(0)
+    small = dict(vocab_size=12, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, initializer_range=.3,
+                 bos_token_id=2, eos_token_id=2, pad_token_id=1)
+    per_layer = Gemma3nForCausalLM(Gemma3nTextConfig(**small, intermediate_size=[16]*2, laurel_rank=4, hidden_size_per_layer_input=8, vocab_size_per_layer_input=12,
+                                                     num_kv_shared_layers=0, altup_num_inputs=2, activation_sparsity_pattern=[0.]*2))
+    for name, p in per_layer.named_parameters():
+        if "correct_output_scale" in name: torch.nn.init.ones_(p) # zero before training: nothing of a word's second vector would come through
+    with pytest.raises(ValueError, match="gemma3n_text reads vectors otherwise than the words"): make_lm(per_layer, tok)
+    mamba = Mamba2ForCausalLM(Mamba2Config(vocab_size=12, hidden_size=32, num_hidden_layers=1, num_heads=8, head_dim=8, state_size=8, n_groups=1,
+                                           bos_token_id=2, eos_token_id=2, pad_token_id=1))
+    with pytest.raises(ValueError, match="mamba2 reads no past_key_values"): make_lm(mamba, tok)
+
 def test_an_end_string_in_pieces_is_refused():
     class Split: # reads </s> as four characters, as a tokenizer assembled by hand can
         bos_token_id = eos_token_id = 2

@@ -87,16 +87,16 @@ def test_each_epoch_visits_every_item_once():
 
 def test_order_depends_on_seed_and_step_alone():
     cfg = FitConfig(bs=6, accumulate=2, steps=9)
-    whole = [(s, p, tuple(i)) for s, p, i in Order(50, cfg)]
-    assert [(s, p, tuple(i)) for s, p, i in Order(50, cfg, start=4)] == whole[8:] and len(Order(50, cfg, start=4)) == 10
-    assert whole != [(s, p, tuple(i)) for s, p, i in Order(50, FitConfig(bs=6, accumulate=2, steps=9, seed=1))]
+    whole = [(s, p, tuple(i)) for s, p, _, i in Order(50, cfg)]
+    assert [(s, p, tuple(i)) for s, p, _, i in Order(50, cfg, start=4)] == whole[8:] and len(Order(50, cfg, start=4)) == 10
+    assert whole != [(s, p, tuple(i)) for s, p, _, i in Order(50, FitConfig(bs=6, accumulate=2, steps=9, seed=1))]
     pair = [[i for *_, i in Order(50, FitConfig(bs=3, steps=9), rank=r, world=2)] for r in (0, 1)]
     one = [i for *_, i in Order(50, FitConfig(bs=6, steps=9))]
     assert all(np.array_equal(np.concatenate([a, b]), c) for a, b, c in zip(*pair, one))
 
 def test_a_stream_is_read_in_order():
     assert [list(i) for *_, i in Order(10**9, FitConfig(bs=3, steps=2, shuffle=False))] == [[0, 1, 2], [3, 4, 5]]
-    assert list(next(iter(Order(4, FitConfig(bs=3, steps=3, shuffle=False), start=1)))[2]) == [3, 0, 1]
+    assert list(next(iter(Order(4, FitConfig(bs=3, steps=3, shuffle=False), start=1)))[3]) == [3, 0, 1]
 
 def test_an_empty_data_set_is_refused():
     with pytest.raises(ValueError, match="nothing to train on"): run(data=Points(n=0))
@@ -359,13 +359,16 @@ def test_rehearsal_tells_the_price_and_keeps_nothing(tmp_path, monkeypatch):
 # ---- killed: one process imports everything and forks a run for each way to die
 
 KILLER = textwrap.dedent("""
-    import json, os, random, signal, sys, time
+    import json, os, random, signal, sys, threading, time
     from pathlib import Path
+    from tqdm import tqdm
     from train_toys import Net, Points
     from vlnotes import runs, train
     from vlnotes.train import FitConfig, fit
     root, CFG = Path(sys.argv[1]), json.loads(sys.argv[2])
     me = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    tqdm.set_lock(threading.RLock()) # its own lock is shared with the forked children: one that is killed while it holds it stops them all
+    tqdm.monitor_interval = 0 # no thread may run when we fork
 
     def half(tensors, path, real=train.save_file, **k): # the second checkpoint is torn while it is written
         half.n = getattr(half, "n", 0) + 1

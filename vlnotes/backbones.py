@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOURCES', 'LayerInfo', 'Place', 'Backbone', 'freeze', 'save', 'load']
 
-# %% ../nbs/12_backbones.ipynb #c8f69e47
+# %% ../nbs/12_backbones.ipynb #9d282819
 import inspect
 import json
 import warnings
@@ -20,7 +20,7 @@ from .checkpoints import fit, read_weights, seeded
 from .hooks import Feat, Seen, blocks, first, layout, probe, select, tap, to_feat, unknown
 from .transforms import Processor, eval_transform, pair, visible
 
-# %% ../nbs/12_backbones.ipynb #2dc54772
+# %% ../nbs/12_backbones.ipynb #1978b2ae
 @dataclass(frozen=True)
 class LayerInfo:
     "One layer of an encoder, as one dry pass at evaluation size showed it."
@@ -38,7 +38,7 @@ class Place:
     stage: int | None = None # its index in `forward_intermediates`
     hooked: bool = True # a hook on the module of that name gives the same
 
-# %% ../nbs/12_backbones.ipynb #ffdd16b8
+# %% ../nbs/12_backbones.ipynb #cfefab35
 def _stages(net: nn.Module) -> list[str]:
     "Layer names of `forward_intermediates`, in its order; empty where there is none that can stop early or where names repeat."
     if not hasattr(net, "forward_intermediates"): return []
@@ -74,7 +74,7 @@ def _has_cls(net: nn.Module) -> bool:
             if hasattr(holder, n): return getattr(holder, n) is not None
     return True
 
-# %% ../nbs/12_backbones.ipynb #12b648c7
+# %% ../nbs/12_backbones.ipynb #86916a7c
 class Backbone:
     "A frozen encoder: `features(x)` gives a `Feat` per layer, `transform` prepares an image, `layers` says what can be read."
     def __init__(self, model: nn.Module, # the whole model, in eval mode, without gradients
@@ -215,22 +215,23 @@ class Backbone:
         grid = tuple(g * s // s0 for g, s, s0 in zip(place.info.grid, size, size0))
         return to_feat(raw, name, grid, place.prefix, place.fmt, place.info.cls)
 
-# %% ../nbs/12_backbones.ipynb #b46c4849
+# %% ../nbs/12_backbones.ipynb #850a8e6d
 def freeze(model: nn.Module) -> nn.Module:
     "Eval mode, no gradients."
     return model.eval().requires_grad_(False)
 
-def _given(model, size=None):
-    "A model as it is; one of timm brings its transform."
+def _given(model, size=None, **data):
+    "A model as it is; one of timm brings its transform, with `data` changed."
     if not hasattr(model, "pretrained_cfg"): return Backbone(model, type(model).__name__, input_size=pair(size or 224))
     from timm.data import create_transform, resolve_data_config
     size = size or getattr(getattr(model, "patch_embed", None), "img_size", None)
-    cfg = resolve_data_config({"input_size": (3, *pair(size))} if size else {}, model=model)
+    cfg = resolve_data_config(data | ({"input_size": (3, *pair(size))} if size else {}), model=model)
     return Backbone(model, type(model).__name__, input_size=cfg["input_size"][1:], mean=cfg["mean"], std=cfg["std"],
                     transform=create_transform(**cfg, is_training=False))
 
 def _timm(name, weights, options):
     import timm
+    data, options = {k: v for k, v in options.items() if k == "crop_pct"}, {k: v for k, v in options.items() if k != "crop_pct"}
     state = read_weights(weights) if weights not in ("", "random") else {}
     if ":" not in name and not timm.is_model(name.partition(".")[0]): raise unknown("timm model", name, timm.list_models())
     if state and "num_classes" not in options:
@@ -238,7 +239,7 @@ def _timm(name, weights, options):
         head = head[0] if isinstance(head, tuple) else head
         if head: options = options | {"num_classes": len(state.get(f"{head}.weight", ()))}
     model = timm.create_model(name, pretrained=not weights, **options)
-    return _given(freeze(fit(model, state, weights) if state else model), options.get("img_size"))
+    return _given(freeze(fit(model, state, weights) if state else model), options.get("img_size"), **data)
 
 def _torchvision(name, weights, options):
     from torchvision import models
@@ -262,16 +263,20 @@ def _open_clip(name, weights, options):
     local = weights == "random" or Path(weights).is_file()
     if not local and ":" not in name and weights not in (tags := open_clip.list_pretrained_tags_by_model(name)):
         raise unknown(f"weight file or pretrained tag of {name}", weights, ["random", *tags])
+    quick = not local and ":" not in name and open_clip.get_pretrained_cfg(name, weights).get("quick_gelu")
+    if quick and not open_clip.get_model_config(name).get("quick_gelu"): name += "-quickgelu" # trained with x * sigmoid(1.702 x)
     model = open_clip.create_model(name, pretrained=None if local else weights, **options)
     if weights == "random" and (bare := getattr(getattr(model, "text_decoder", None), "text_projection", None)) is not None:
         nn.init.normal_(bare, std=bare.shape[0] ** -0.5) # CoCa leaves it uninitialised
     if local and weights != "random": fit(model, read_weights(weights), weights)
     net, cfg = model.visual, open_clip.get_model_preprocess_cfg(model)
     tf = image_transform_v2(PreprocessCfg(**cfg), is_train=False)
-    return Backbone(freeze(model), net=getattr(net, "trunk", net), input_size=pair(cfg["size"]), mean=cfg["mean"], std=cfg["std"],
-                    transform=tf)
+    out = Backbone(freeze(model), net=getattr(net, "trunk", net), input_size=pair(cfg["size"]), mean=cfg["mean"], std=cfg["std"],
+                   transform=tf)
+    out.recipe = f"open_clip/{name}", options # the name that these weights need
+    return out
 
-# %% ../nbs/12_backbones.ipynb #0caafc5f
+# %% ../nbs/12_backbones.ipynb #08cbe87d
 def _hf(name, weights, options):
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
     try:
@@ -296,7 +301,7 @@ def _hf(name, weights, options):
     def run(x): return net(x, interpolate_pos_encoding=True) if scale and tuple(x.shape[2:]) != own else net(x)
     return Backbone(freeze(model), net=net, input_size=size, run=run, **kw)
 
-# %% ../nbs/12_backbones.ipynb #4bd0d436
+# %% ../nbs/12_backbones.ipynb #f3eb650b
 def _zoo(name, weights, options):
     from vlnotes import zoo
     model, cfg = zoo.encoder(name)
@@ -336,7 +341,16 @@ def save(bb: Backbone, folder: str | Path, # an encoder and where it goes
 
 SOURCES = {"timm": _timm, "torchvision": _torchvision, "open_clip": _open_clip, "hf": _hf, "zoo": _zoo, "run": _folder}
 
-def load(spec: str | nn.Module, # SOURCE/NAME, SOURCE/NAME@random, SOURCE/NAME@FILE, open_clip/NAME@TAG, hf/FOLDER, run/FOLDER
+def _options(name): # "resnet50?crop_pct=1.0&in_chans=3" -> "resnet50", {"crop_pct": 1.0, "in_chans": 3}
+    name, _, text = name.partition("?")
+    def value(key, v): # numbers alone: a name found in a file can point at no other file and switch no check off
+        try: v = json.loads(v) if key.isidentifier() and key != "weights_only" else None
+        except ValueError: v = None
+        if all(isinstance(i, (int, float)) for i in (v if isinstance(v, list) and v else [v])): return v
+        raise ValueError(f"{name}?{text}: {key!r} is no option with a number; they are written NAME?OPTION=NUMBER&OPTION=NUMBER, before any @")
+    return name, {k: value(k, v) for k, _, v in (p.partition("=") for p in text.split("&"))}
+
+def load(spec: str | nn.Module, # SOURCE/NAME[?OPTION=NUMBER&…][@random|@FILE], open_clip/NAME@TAG, hf/FOLDER, run/FOLDER
          device: str | torch.device | None = None, # where a new model is put: the CPU unless given
          dtype: torch.dtype | None = None, # e.g. `torch.bfloat16`; features follow
          seed: int = 0, # of random weights
@@ -350,7 +364,11 @@ def load(spec: str | nn.Module, # SOURCE/NAME, SOURCE/NAME@random, SOURCE/NAME@F
     if source not in SOURCES or not name: raise unknown("encoder", spec, [f"{s}/NAME" for s in SOURCES])
     weights = ""
     if "@" in name and not Path(name).is_dir(): name, _, weights = name.partition("@")
+    called = name
+    if "?" in name and not Path(name).is_dir():
+        name, told = _options(name)
+        options = told | options
     with seeded(seed): bb = SOURCES[source](name, weights, options)
-    if source != "run": bb.recipe = f"{source}/{name}", options
-    if bb.name == "model" or source != "run": bb.name, bb.weights = f"{source}/{name}", weights or "pretrained"
+    if source != "run": bb.recipe = bb.recipe or (f"{source}/{name}", options)
+    if bb.name == "model" or source != "run": bb.name, bb.weights = f"{source}/{called}", weights or "pretrained"
     return bb.to(device, dtype)

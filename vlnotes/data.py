@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMATS', 'open_image', 'Sample', 'stream', 'StreamDataset']
 
-# %% ../nbs/16_data.ipynb #f691409b
+# %% ../nbs/16_data.ipynb #640f43c7
 import itertools, os, re, tempfile, warnings, weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch.utils.data import IterableDataset, get_worker_info
 
+from .remote import shown
 from .sources import Skipped, units
 
-# %% ../nbs/16_data.ipynb #01243304
+# %% ../nbs/16_data.ipynb #89e4374e
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 
@@ -61,7 +62,7 @@ def open_image(
     except Exception as e: # decoders raise anything on a damaged file
         raise ValueError(f"{name} is cut off or damaged: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
 
-# %% ../nbs/16_data.ipynb #28836176
+# %% ../nbs/16_data.ipynb #f19ddc8e
 @dataclass
 class Sample:
     "An image with its words."
@@ -71,42 +72,52 @@ class Sample:
     regions: list[dict] | None = None # each with `box` (x0, y0, x1, y1) in pixels, and what the source says of it
     meta: dict = field(default_factory=dict) # what else the source holds; `index` is the position in the stream
 
-# %% ../nbs/16_data.ipynb #cb30e22d
-def _buffered(records, size, rng): # shuffled through a bounded buffer
-    held = []
+# %% ../nbs/16_data.ipynb #5b874960
+def _weight(r): return len(r.source) if isinstance(r.source, bytes) else 0
+
+
+def _buffered(records, size, rng, most=float("inf")): # shuffled through a buffer bounded in records and in bytes
+    held, total = [], 0
     for r in records:
         held.append(r)
-        if len(held) >= size:
+        total += _weight(r)
+        while len(held) >= size or total > most:
             i = int(rng.integers(len(held)))
             held[i], held[-1] = held[-1], held[i]
+            total -= _weight(held[-1])
             yield held.pop()
     for i in rng.permutation(len(held)): yield held[i]
 
 
 def stream(
-    source, # folder, image, list of images, tar pattern, Parquet, COCO json, or a caption file
+    source, # folder, image, list of images, tar pattern (paths, http://, https://, pipe:COMMAND), Parquet, COCO json, or a caption file
     *,
     captions: str | Path | None = None, # folder: a caption file (else `.txt` beside each image); COCO instances: the captions json
     root: str | Path | None = None, # folder that image names in a table are relative to; default: the table's own
     image_key: str = "image", # column of the image in a table
     caption_key: str | list[str] = "caption", # column of the caption in a table; several for Parquet
     shuffle: int = 0, # 0 keeps the order; else the number of undecoded records held back
+    shuffle_bytes: float = 512e6, # and at most so many bytes of them
     seed: int = 0, # of the order
     epoch: int = 0, # another order each epoch
     rank: int = 0, # this process ...
     world: int = 1, # ... of so many; each sample goes to exactly one
     start: int = 0, # pass over so many records of this process, undecoded, to resume: last `meta["index"]` + 1
     max_pixels: float = 64e6, # larger images are skipped
+    timeout: float = 30, # seconds of silence after which a connection or a command is given up
+    tries: int = 5, # to go on with a connection, in a row without a new byte
+    wait: float = 1, # seconds before the second try, doubled each time
     skipped: Skipped | None = None, # collects what was left out
 ) -> Iterator[Sample]:
     "Samples of a source, one at a time. Raises ValueError or FileNotFoundError when the source is wrong or nothing in it can be used."
     skipped = Skipped() if skipped is None else skipped
     if not 0 <= rank < world: raise ValueError(f"rank {rank} is outside a world of {world}")
-    parts, read, shards = units(source, skipped, captions, root, image_key, caption_key)
+    parts, read, shards = units(source, skipped, captions, root, image_key, caption_key, timeout=timeout, tries=tries, wait=wait)
     if shuffle: parts = [parts[i] for i in np.random.default_rng([seed, epoch]).permutation(len(parts))]
     if not shards or len(parts) >= world: records = itertools.chain.from_iterable(map(read, parts[rank::world]))
-    else: records = itertools.islice(itertools.chain.from_iterable(map(read, parts)), rank, None, world)
-    if shuffle and shards: records = _buffered(records, shuffle, np.random.default_rng([seed, epoch, rank + 1]))
+    else: # counted anew in each shard: one that breaks off for one process does not shift the shares of the others
+        records = itertools.chain.from_iterable(itertools.islice(read(p), (rank - k) % world, None, world) for k, p in enumerate(parts))
+    if shuffle and shards: records = _buffered(records, shuffle, np.random.default_rng([seed, epoch, rank + 1]), shuffle_bytes)
     return _decoded(source, records, start, max_pixels, skipped, strict=world == 1 and not start)
 
 
@@ -125,9 +136,9 @@ def _decoded(source, records, start, max_pixels, skipped, strict):
         yield Sample(r.id, image, caps, r.regions, r.meta | {"index": i})
     if strict and not given:
         first = next(iter(skipped), None)
-        raise ValueError(f"nothing in {source} could be used" + (f" ({len(skipped)} skipped); the first: {first[0]}: {first[1]}" if first else ""))
+        raise ValueError(f"nothing in {shown(source)} could be used" + (f" ({len(skipped)} skipped); the first: {first[0]}: {first[1]}" if first else ""))
 
-# %% ../nbs/16_data.ipynb #5608aa89
+# %% ../nbs/16_data.ipynb #7980c279
 def _forget(path, pid): # a worker's copy must not take the file away
     if os.getpid() == pid and os.path.exists(path): os.unlink(path)
 

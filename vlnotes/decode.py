@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PrefixDecoder', 'Decoded', 'filtered', 'draws', 'sample', 'decode', 'score']
 
-# %% ../nbs/22_decode.ipynb #4efa0d47
+# %% ../nbs/22_decode.ipynb #6bd9dbc4
 import inspect
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/22_decode.ipynb #58ec94ac
+# %% ../nbs/22_decode.ipynb #95655a10
 class PrefixDecoder:
     "Cached decoding of a transformers causal LM from prefix embeddings; nothing is trained, the device is the model's."
     def __init__(
@@ -23,7 +23,10 @@ class PrefixDecoder:
         model, # causal LM of transformers (OPT, GPT-2, Llama, Qwen, Gemma, ...), in eval mode
     ):
         self.model, self.embed = model, model.get_input_embeddings()
-        self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        takes = inspect.signature(model.forward).parameters
+        self.keeps = "logits_to_keep" in takes
+        if "past_key_values" not in takes: # it would swallow the cache unread
+            raise ValueError(f"{type(model).__name__} reads no past_key_values, so it cannot be decoded step by step here")
 
     def _run(self, keep, cache, **inputs): # logits (B, n, V) of the last `keep` positions, 0 = all
         if self.model.training:
@@ -59,23 +62,27 @@ class PrefixDecoder:
         from copy import copy
         new = copy(cache)
         new.layers = [copy(layer) for layer in cache.layers]
+        for layer in new.layers: # a recurrent layer keeps its states in dictionaries, which are changed in place
+            vars(layer).update({k: dict(v) for k, v in vars(layer).items() if isinstance(v, dict)})
         new.reorder_cache(index)
         return new
 
     def row_bytes(self, length: int, heads: int = 1) -> int:
         "Bytes one row of `length` positions needs: keys and values twice (they grow by copying), logits at `heads` places."
         cfg = self.model.config.get_text_config(decoder=True)
-        each = getattr(cfg, "head_dim", None) or cfg.hidden_size // cfg.num_attention_heads
-        width = each * (getattr(cfg, "num_key_value_heads", None) or cfg.num_attention_heads)
+        try:
+            each = getattr(cfg, "head_dim", None) or cfg.hidden_size // cfg.num_attention_heads
+            width = each * (getattr(cfg, "num_key_value_heads", None) or cfg.num_attention_heads)
+        except (AttributeError, RuntimeError): width = 2*cfg.hidden_size # heads that differ from layer to layer
         return 4*cfg.num_hidden_layers*width*length*self.embed.weight.element_size() + 16*heads*self.embed.weight.shape[0]
 
-# %% ../nbs/22_decode.ipynb #7a11746d
+# %% ../nbs/22_decode.ipynb #dcfb74aa
 def _told(logits: Tensor) -> tuple[Tensor, Tensor]:
     "Log-probabilities (same shape) and entropy in bits (without the last axis)."
     logp = logits.float().log_softmax(-1)
     return logp, torch.special.entr(logp.exp()).sum(-1) / math.log(2)
 
-# %% ../nbs/22_decode.ipynb #d81ddce9
+# %% ../nbs/22_decode.ipynb #80eaffc3
 @dataclass(frozen=True)
 class Decoded:
     "What was decoded, row by row. A row that ended has one more entry in `logprobs` and `entropy` than ids: the ending."
@@ -96,7 +103,7 @@ class Decoded:
         "Mean entropy per row in bits `(B,)`; it includes the prediction of the end."
         return torch.stack([x.mean() for x in self.entropy]) if self.ids else torch.zeros(0)
 
-# %% ../nbs/22_decode.ipynb #bc795967
+# %% ../nbs/22_decode.ipynb #cff8610b
 def _rules(z: Tensor, seen: Tensor, stop: Tensor, forbid: Sequence[int], early: bool, penalty: float) -> Tensor:
     if penalty != 1:
         old = z.gather(1, seen)
@@ -104,7 +111,7 @@ def _rules(z: Tensor, seen: Tensor, stop: Tensor, forbid: Sequence[int], early: 
     banned = list(forbid) + (stop.tolist() if early else [])
     return z.index_fill(1, torch.tensor(banned, device=z.device), -math.inf) if banned else z
 
-# %% ../nbs/22_decode.ipynb #0c807a9f
+# %% ../nbs/22_decode.ipynb #dd48b14a
 def filtered(
     z: Tensor, # logits (B, V)
     top_k: int = 0, # 0 = no limit
@@ -119,7 +126,7 @@ def filtered(
         z = z.masked_fill(torch.zeros_like(out).scatter(1, order, out), -math.inf)
     return z
 
-# %% ../nbs/22_decode.ipynb #34a62436
+# %% ../nbs/22_decode.ipynb #7472654b
 def draws(seed: int, row: int, n: int) -> np.ndarray:
     "`n` uniform numbers in [0, 1) of one row: a Philox stream keyed by seed and row."
     return np.random.Generator(np.random.Philox(key=np.array([seed, row], np.uint64))).random(n)
@@ -131,7 +138,7 @@ def sample(z: Tensor, u: Tensor) -> Tensor:
     at = torch.minimum(u.to(cdf)[:, None] * total, total.nextafter(torch.zeros_like(total))) # below the total
     return torch.searchsorted(cdf, at, right=True)[:, 0]
 
-# %% ../nbs/22_decode.ipynb #db477a27
+# %% ../nbs/22_decode.ipynb #b2f41947
 def _loop(dec, prefix, pick, bos, stop, max_length, min_length, forbid, penalty, force_end):
     "Greedy and sampled decoding; `pick(z, rows, t)` chooses tokens. Rows of (id, logp, entropy) lists, stop ids included."
     logits, cache = dec.start(prefix, bos)
@@ -154,7 +161,7 @@ def _loop(dec, prefix, pick, bos, stop, max_length, min_length, forbid, penalty,
     told = told.cpu()
     return [(seen[i, 1:n+1].tolist(), told[0, i, 1:n+1], told[1, i, 1:n+1]) for i, n in enumerate(length.tolist())]
 
-# %% ../nbs/22_decode.ipynb #8e7932e9
+# %% ../nbs/22_decode.ipynb #f2173e89
 def _close(best: list, beams: int, rank: float, hypothesis) -> None: # keep the `beams` best, highest first
     best.append((rank, *hypothesis))
     best.sort(key=lambda x: -x[0])
@@ -195,11 +202,11 @@ def _beam(dec, prefix, beams, length_penalty, bos, stop, max_length, min_length,
         logits, cache = dec.next(ids[:, :, -1].flatten(), cache)
     return [(best[0][1][1:].tolist(), best[0][2][:, 0].cpu(), best[0][2][:, 1].cpu()) for best in closed]
 
-# %% ../nbs/22_decode.ipynb #5c664b74
+# %% ../nbs/22_decode.ipynb #dd7f63b6
 def _fit(dec, length: int, budget: float, heads: int = 1) -> int: # rows in the budget; all, where the decoder does not tell
     return max(1, int(budget // dec.row_bytes(length, heads))) if hasattr(dec, "row_bytes") else 1 << 30
 
-# %% ../nbs/22_decode.ipynb #a1babc89
+# %% ../nbs/22_decode.ipynb #0d0474cf
 @torch.no_grad()
 def decode(
     dec, # has `start(prefix, bos)`, `next(ids, cache)`, `reorder(cache, index)`, e.g. a `PrefixDecoder`
@@ -249,7 +256,7 @@ def decode(
     over = [bool(ids) and ids[-1] in ends for ids, *_ in out]
     return Decoded([x[0][:-1] if o else x[0] for x, o in zip(out, over)], [x[1] for x in out], [x[2] for x in out], over)
 
-# %% ../nbs/22_decode.ipynb #5062074d
+# %% ../nbs/22_decode.ipynb #e3f22c4b
 def _stretches(phrases: Sequence[tuple]) -> list[list[list[tuple]]]:
     "Levels of the tree of phrases (beginnings that are read, by length), grouped into stretches without a fork."
     out: list = []
@@ -259,7 +266,7 @@ def _stretches(phrases: Sequence[tuple]) -> list[list[list[tuple]]]:
         else: out.append([level])
     return out
 
-# %% ../nbs/22_decode.ipynb #e8588dce
+# %% ../nbs/22_decode.ipynb #7b276757
 def _score(dec, prefix, phrases, bos, raw) -> dict: # {phrase: (B, n)}, phrases sorted tuples
     logits, cache = dec.start(prefix, bos)
     (B, V), device = logits.shape, logits.device
@@ -284,7 +291,7 @@ def _score(dec, prefix, phrases, bos, raw) -> dict: # {phrase: (B, n)}, phrases 
             look(logits[:, i], level)
     return {p: torch.stack(x, 1) for p, x in told.items()}
 
-# %% ../nbs/22_decode.ipynb #2bad376c
+# %% ../nbs/22_decode.ipynb #e4167567
 @torch.no_grad()
 def score(
     dec, # has `start`, `extend` and `reorder`, e.g. a `PrefixDecoder`

@@ -6,14 +6,16 @@
 __all__ = ['DATASETS', 'MD5', 'File', 'Dataset', 'register', 'notice', 'problems', 'check', 'status', 'get', 'make_docmnist',
            'check_docmnist', 'check_mnist', 'check_imagenet', 'check_llama']
 
-# %% ../nbs/17_fetch.ipynb #31e5e38b
+# %% ../nbs/17_fetch.ipynb #887c2a86
 import hashlib
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from . import docmnist
@@ -21,7 +23,7 @@ from .download import download, nice, unpack
 from .glyphs import MNIST_FILES, SPLITS, mnist, one_of
 from .runs import atomic, data_root, read_json, write_json
 
-# %% ../nbs/17_fetch.ipynb #d0970b04
+# %% ../nbs/17_fetch.ipynb #eb3da1dd
 @dataclass(frozen=True)
 class File:
     "One file of a data set; a relative `url` stands under the set's `base`."
@@ -30,6 +32,7 @@ class File:
     size: int | None = None # bytes
     hash: str | None = None # "md5:..." or "sha256:..."
     unpack: bool = False # then `dest` is the folder it is unpacked to
+    part: str = "" # what the option `pick` of the set calls it; "" is always fetched
 
 @dataclass(frozen=True)
 class Dataset:
@@ -43,8 +46,11 @@ class Dataset:
     layout: tuple = () # paths or patterns that must be there
     base: str = "" # address of the files
     files: tuple = ()
-    make: Callable | None = None # (folder to fill, downloaded files, **options); None: put or unpacked in place
+    make: Callable | None = None # (folder to fill, downloaded files, **options) -> None or a text to show; None: put or unpacked in place
     options: dict = field(default_factory=dict) # of `make`, with their defaults
+    pick: str = "" # option that names the wanted parts, as a list or with commas; its default None is all of them
+    manner: tuple = () # options that say how it is made, not what is in it
+    resumes: bool = False # `make` goes on in the folder that an earlier attempt left
     check: Callable = lambda folder: [] # folder -> sentences on what is wrong
     gated: str = "" # where to ask for it; such a set is never fetched
 
@@ -57,16 +63,38 @@ def register(d: Dataset) -> Dataset:
     DATASETS[d.name] = d
     return d
 
-def _find(name): return DATASETS[one_of(name, DATASETS, "data set")]
+def _options(d, given=None): # all options of a set; the wanted parts as a list in the publisher's order
+    options = d.options | (given or {})
+    if not d.pick: return options
+    parts, want = list(dict.fromkeys(f.part for f in d.files if f.part)), options[d.pick]
+    want = parts if want is None else [w.strip() for w in want.split(",")] if isinstance(want, str) else list(want)
+    for w in want: one_of(w, parts, f"part of {d.name} ({d.pick}=)")
+    return options | {d.pick: [p for p in parts if p in want]}
 
-def _disk(d, options=None): return d.disk(d.options | (options or {})) if callable(d.disk) else d.disk
+def _wanted(d, options): return [f for f in d.files if not f.part or f.part in options[d.pick]]
+
+def _disk(d, options=None): return d.disk(_options(d, options)) if callable(d.disk) else d.disk
 
 def notice(d: Dataset, folder, options: dict | None = None) -> str:
     "What one should know before a set is fetched or made."
     return (f"{d.name}: {d.about}\n  licence   {d.licence}\n  terms     {d.terms}\n  cite      {d.citation}\n"
             f"  disk      {nice(_disk(d, options))}\n  goes to   {folder}")
 
-# %% ../nbs/17_fetch.ipynb #a8cf59a4
+# %% ../nbs/17_fetch.ipynb #c10a88ff
+def _offers(): return {e.name: e for e in entry_points(group="vlnotes.datasets") if e.name not in DATASETS}
+
+def _load(e): # an entry point's data set; ImportError or ValueError with a sentence
+    try: d = e.load()
+    except (ImportError, AttributeError) as err: raise ImportError(f"the data set {e.name} cannot be loaded from {e.value} ({err})") from None
+    if not isinstance(d, Dataset) or d.name != e.name: raise ValueError(f"{e.value} is no fetch.Dataset of the name {e.name!r}")
+    return register(d)
+
+def _find(name):
+    if name in DATASETS: return DATASETS[name]
+    offers = _offers()
+    return _load(offers[one_of(name, {**DATASETS, **offers}, "data set")])
+
+# %% ../nbs/17_fetch.ipynb #a0fe89bf
 def _pooch():
     try: import pooch
     except ImportError: raise ImportError("downloading needs pooch: pip install 'vlnotes[data]'") from None
@@ -85,15 +113,18 @@ def _retrieve(url, target, file, **how): # a verified file
                          "and if it happens again the file at that address is another one") from None
     return target
 
-# %% ../nbs/17_fetch.ipynb #62edc24a
+# %% ../nbs/17_fetch.ipynb #e42ab800
 def _matches(path, hash):
     kind, _, hexes = hash.partition(":")
     with open(path, "rb") as f: return hashlib.file_digest(f, kind).hexdigest() == hexes
 
+def _made(folder): # the options it was made with
+    return read_json(folder / "dataset.json").get("options", {}) if (folder / "dataset.json").exists() else {}
+
 def _problems(d, folder):
     if not folder.is_dir(): return [f"there is no folder {folder}"]
     bad = [f"{folder} has no {p}" for p in d.layout if not any(folder.glob(p))]
-    for f in d.files if d.make is None else ():
+    for f in _wanted(d, _options(d, _made(folder))) if d.make is None else ():
         path = folder / f.dest
         if f.unpack: continue
         if not path.is_file(): bad.append(f"{folder} has no {f.dest}")
@@ -121,14 +152,18 @@ def check(name: str, root=None) -> str:
 def status(root=None) -> str:
     "What is where, as a table."
     rows = [("name", "here", "disk", "licence", "what")]
-    for name, d in sorted(DATASETS.items()):
-        here = "yes" if (data_root(root) / name).is_dir() else "gated" if d.gated else "no"
-        rows.append((name, here, nice(_disk(d)), d.licence, d.about))
+    broken = {}
+    for name, e in _offers().items():
+        try: _load(e)
+        except (ImportError, ValueError) as err: broken[name] = str(err)
+    for name, d in sorted((DATASETS | broken).items()):
+        here = "yes" if (data_root(root) / name).is_dir() else "gated" if name not in broken and d.gated else "no"
+        rows.append((name, here, "?", "?", d) if name in broken else (name, here, nice(_disk(d)), d.licence, d.about))
     wide = [max(len(r[k]) for r in rows) for k in range(5)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, wide)).rstrip() for r in rows]
     return "\n".join([f"data root: {data_root(root)}", *lines])
 
-# %% ../nbs/17_fetch.ipynb #9f042b06
+# %% ../nbs/17_fetch.ipynb #a6b3c1e6
 def _bar(name, done, total): # to a terminal only
     if not sys.stderr.isatty(): return
     share = f" {100 * done // total:3d} %" if total else ""
@@ -137,17 +172,18 @@ def _bar(name, done, total): # to a terminal only
 def _there(d, folder, given): # the folder, if it is whole and made as asked
     bad = _problems(d, folder)
     if bad: raise FileExistsError(f"{folder} is there but not whole ({bad[0]}); move it away and run again")
-    made = read_json(folder / "dataset.json").get("options", {}) if (folder / "dataset.json").exists() else {}
-    other = [f"{k}={made[k]!r}" for k, v in given.items() if k in made and made[k] != (list(v) if isinstance(v, tuple) else v)]
+    made = _made(folder)
+    def same(k, v): return set(v) <= set(made[k]) if k == d.pick else made[k] == (list(v) if isinstance(v, tuple) else v)
+    other = [f"{k}={made[k]!r}" for k, v in given.items() if k in made and k not in d.manner and not same(k, v)]
     if other: raise FileExistsError(f"{folder} is there, made with {', '.join(other)}; move it away or give another data root")
     return folder
 
-def _put(d, folder, files): # in place, or unpacked: to a folder of its own, or ("") to the set's folder
-    for f, path in zip(d.files, files):
+def _put(d, folder, files, options): # in place, or unpacked: to a folder of its own, or ("") to the set's folder
+    for f, path in zip(_wanted(d, options), files):
         target = folder / (f.dest or ".unpacked")
         target.parent.mkdir(parents=True, exist_ok=True)
         if not f.unpack: shutil.copy2(path, target); continue
-        unpack(path, target, _disk(d))
+        unpack(path, target, _disk(d, options))
         if f.dest: continue
         for p in target.iterdir():
             if (folder / p.name).exists(): raise FileExistsError(f"{path.name} holds {p.name}, which another file has brought")
@@ -157,6 +193,14 @@ def _put(d, folder, files): # in place, or unpacked: to a folder of its own, or 
 def _address(d, f, base): # `base` replaces the set's own address
     far = "://" in f.url
     return f.url if far and base is None else f"{(base or d.base).rstrip('/')}/{Path(f.url).name if far else f.url}"
+
+@contextmanager
+def _lasting(work, folder): # like `atomic`, but what is in `work` stays when the block fails
+    work.mkdir(parents=True, exist_ok=True)
+    yield work
+    os.replace(work, folder)
+
+def _held(folder): return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) # bytes
 
 def get(
     name: str, # of a data set
@@ -174,32 +218,34 @@ def get(
     "Fetch or make a data set, unless it is there; licence, terms, citation and disk are shown first."
     d, folder = _find(name), data_root(root) / name
     for k in options: one_of(k, d.options, f"option of {name}")
-    if folder.exists(): return _there(d, folder, options)
+    given, options = list(options), _options(d, options)
+    if folder.exists(): return _there(d, folder, {k: options[k] for k in given})
     if d.gated:
         raise PermissionError(f"{name} is never fetched: ask for it at {d.gated} ({d.terms}), put it in {folder} "
                               f"as data/README.md says, then run `vlnotes data {name} --check`")
     if d.files: _pooch()
     say(notice(d, folder, options))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    need, free = _disk(d, options), shutil.disk_usage(folder.parent).free
+    downloads, files = folder.with_name(f".{name}-downloads"), []
+    need, free = max(_disk(d, options) - _held(downloads), 0), shutil.disk_usage(folder.parent).free
     if free < need:
         raise OSError(f"{name} needs {nice(need)}, {folder.parent} has {nice(free)} free; make room or give another data root")
     if d.files and callable(yes) and not yes(f"Fetch {name}?"): raise ValueError(f"{name} was not fetched, as the answer was no")
-    downloads, options, files = folder.with_name(f".{name}-downloads"), d.options | options, []
-    for k, f in enumerate(d.files):
-        files.append(downloads / str(k) / Path(f.url).name)
+    for f in _wanted(d, options):
+        files.append(downloads / str(d.files.index(f)) / Path(f.url).name)
         _retrieve(_address(d, f, base), files[-1], f, timeout=timeout, tries=tries, wait=wait, progress=progress)
-    with atomic(folder) as tmp:
-        tmp.mkdir()
-        if d.make: d.make(tmp, files, **options)
-        else: _put(d, tmp, files)
-        write_json(tmp / "dataset.json", dict(name=name, options=options, files=[dict(url=f.url, hash=f.hash) for f in d.files]))
-        bad = _problems(d, tmp)
-        if bad: raise ValueError(f"{name} is not what it should be: {bad[0].replace(str(tmp), str(folder))}; nothing was kept")
+    with _lasting(downloads / "made", folder) if d.resumes else atomic(folder) as tmp:
+        tmp.mkdir(exist_ok=True)
+        if not d.make: _put(d, tmp, files, options)
+        elif told := d.make(tmp, files, **options): say(told)
+        write_json(tmp / "dataset.json", dict(name=name, options=options, files=[dict(url=f.url, hash=f.hash) for f in _wanted(d, options)]))
+        if bad := _problems(d, tmp):
+            why, left = (bad[0], f"it is kept in {tmp}") if d.resumes else (bad[0].replace(str(tmp), str(folder)), "nothing was kept")
+            raise ValueError(f"{name} is not what it should be: {why}; {left}")
     shutil.rmtree(downloads, ignore_errors=True)
     return folder
 
-# %% ../nbs/17_fetch.ipynb #0f5ea287
+# %% ../nbs/17_fetch.ipynb #af9c522b
 def make_docmnist(folder: Path, files, *, n, held_out, budget, target, regions, seed, glyphs, form):
     "The three splits; `budget` pairs (and 10,000 in each other split) instead of `n` scenes."
     one_of(form, ("arrays", "shards"), "form")
@@ -240,7 +286,7 @@ for d in (
             files=tuple(File(f"{f}.gz", f"{f}.gz", size, f"md5:{md5}")
                         for f, size, md5 in zip(MNIST_FILES, (9912422, 28881, 1648877, 4542), MD5)))): register(d)
 
-# %% ../nbs/17_fetch.ipynb #6470d787
+# %% ../nbs/17_fetch.ipynb #765fcfc3
 def check_imagenet(folder):
     bad = []
     for part in "train", "val":

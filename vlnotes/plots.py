@@ -7,7 +7,7 @@ __all__ = ['OKABE_ITO', 'COLOURS', 'MARKERS', 'INK', 'MUTED', 'SEQUENTIAL', 'STY
            'scaled', 'overlay', 'resize', 'finite_range', 'colour_bar', 'fit', 'caption_grid', 'layer_curves', 'bars',
            'png']
 
-# %% ../nbs/26_plots.ipynb #71eba7e4
+# %% ../nbs/26_plots.ipynb #c06f2834
 import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-# %% ../nbs/26_plots.ipynb #0dc19952
+# %% ../nbs/26_plots.ipynb #25b26995
 OKABE_ITO = {"blue": "#0072B2", "vermillion": "#D55E00", "green": "#009E73", "purple": "#CC79A7", "orange": "#E69F00",
              "sky": "#56B4E9", "yellow": "#F0E442", "black": "#000000"}
 COLOURS = tuple(OKABE_ITO.values())
@@ -28,7 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK, MUTED = "#222222", "#6b6b6b"
 SEQUENTIAL = "viridis" # its order is seen by all eyes and on a grey print, and no part of it is grey itself
 
-# %% ../nbs/26_plots.ipynb #af50e50f
+# %% ../nbs/26_plots.ipynb #c1a969de
 STYLE = {"font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
          "legend.fontsize": 8, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
          "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED,
@@ -36,7 +36,7 @@ STYLE = {"font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "xtick.label
          "lines.linewidth": 1.6, "lines.markersize": 5, "image.cmap": SEQUENTIAL, "figure.dpi": 100, "savefig.dpi": 150,
          "figure.facecolor": "white", "axes.facecolor": "white", "figure.constrained_layout.use": True}
 
-# %% ../nbs/26_plots.ipynb #82b93ce2
+# %% ../nbs/26_plots.ipynb #91217abe
 @contextmanager
 def style(
     **more, # further matplotlib settings, dots written as two underscores: `font__size=12`
@@ -48,7 +48,7 @@ def style(
     try: mpl.rcParams.update(new); yield
     finally: mpl.rcParams.update(old)
 
-# %% ../nbs/26_plots.ipynb #88c10028
+# %% ../nbs/26_plots.ipynb #d74fdfaf
 def pixels(
     image, # PIL image, array or tensor: `(H, W)`, `(H, W, 3)` or `(3, H, W)`; whole numbers are 0..255, floats 0..1
 ) -> np.ndarray: # `(H, W, 3)` float32 in 0..1
@@ -63,7 +63,7 @@ def pixels(
     a = a[..., :3].astype(np.float32) / (255 if a.dtype.kind in "iub" and a.dtype != bool else 1)
     return np.broadcast_to(np.clip(a, 0, 1), (*a.shape[:2], 3))
 
-# %% ../nbs/26_plots.ipynb #0a991ece
+# %% ../nbs/26_plots.ipynb #f199ee92
 def show(
     ax: Axes,
     image, # anything `pixels` takes
@@ -77,7 +77,7 @@ def show(
     if title: ax.set_title(title)
     return ax
 
-# %% ../nbs/26_plots.ipynb #d6432a8f
+# %% ../nbs/26_plots.ipynb #2d9246af
 def ink(
     colour, # any matplotlib colour
 ) -> str: # black or white
@@ -86,7 +86,7 @@ def ink(
     lum = np.where(rgb <= .04045, rgb / 12.92, ((rgb + .055) / 1.055) ** 2.4) @ [.2126, .7152, .0722]
     return "black" if lum > .179 else "white"
 
-# %% ../nbs/26_plots.ipynb #933a9ad4
+# %% ../nbs/26_plots.ipynb #d5ca34d4
 def boxes(
     ax: Axes,
     boxes, # `(R, 4)` of x0, y0, x1, y1 in pixels of the image
@@ -105,7 +105,7 @@ def boxes(
                     color=ink(c), bbox={"boxstyle": "square,pad=.2", "facecolor": c, "edgecolor": "none"})
     return ax
 
-# %% ../nbs/26_plots.ipynb #8d0d43db
+# %% ../nbs/26_plots.ipynb #7c81a2bb
 def scaled(
     m, # array of numbers, NaN allowed
     limits: tuple[float, float] | None = None, # values drawn as 0 and 1; `None` = the least and the greatest
@@ -116,7 +116,7 @@ def scaled(
     lo, hi = limits or (np.nanmin(m[~np.isinf(m)]), np.nanmax(m[~np.isinf(m)]))
     return np.clip((m - lo) / (hi - lo), 0, 1) if hi > lo else np.where(np.isnan(m), np.nan, 0.)
 
-# %% ../nbs/26_plots.ipynb #8d43ca60
+# %% ../nbs/26_plots.ipynb #57406167
 def overlay(
     ax: Axes,
     image, # anything `pixels` takes
@@ -128,19 +128,22 @@ def overlay(
     grey: bool = True, # turn the image grey below the map
     bar: bool | str = False, # a colour bar; a text is its label
     title: str = "",
+    box: tuple[float, float, float, float] | None = None, # (x0, y0, x1, y1) in pixels: the part of the image the map lies over; `None` = all of it
 ) -> Axes:
     "Draw a map over an image that stays visible. Raises `ValueError` unless the map is `(h, w)` with a finite value."
     a, m = pixels(image), scaled(map, limits)
     if m.ndim != 2: raise ValueError(f"a map must be (h, w), not {m.shape}")
     show(ax, a @ np.full((3, 3), 1 / 3) if grey else a, title)
-    extent = (-.5, a.shape[1] - .5, a.shape[0] - .5, -.5)
+    x0, y0, x1, y1 = box or (0, 0, a.shape[1], a.shape[0])
+    extent = (x0 - .5, x1 - .5, y1 - .5, y0 - .5)
     opacity = np.where(np.isnan(m), 0, alpha * (.2 + .8 * np.nan_to_num(m)))
-    if smooth: m, opacity = (resize(v, a.shape[:2]) for v in (np.nan_to_num(m), opacity))
+    if smooth: m, opacity = (resize(v, (max(1, round(y1 - y0)), max(1, round(x1 - x0)))) for v in (np.nan_to_num(m), opacity))
     im = ax.imshow(m, cmap=cmap, vmin=0, vmax=1, alpha=opacity, extent=extent, interpolation="nearest")
+    ax.set_xlim(-.5, a.shape[1] - .5); ax.set_ylim(a.shape[0] - .5, -.5)
     if bar: colour_bar(ax, im, limits or finite_range(map), bar if isinstance(bar, str) else "")
     return ax
 
-# %% ../nbs/26_plots.ipynb #dca0e3f6
+# %% ../nbs/26_plots.ipynb #0aa17741
 def resize(
     m: np.ndarray, # `(h, w)`
     size: tuple[int, int], # (H, W)
@@ -154,7 +157,7 @@ def resize(
         m = m.take(lo, axis) * (1 - t) + m.take(np.minimum(lo + 1, h - 1), axis) * t
     return m
 
-# %% ../nbs/26_plots.ipynb #87ab1e0d
+# %% ../nbs/26_plots.ipynb #7ab4a199
 def finite_range(m) -> tuple[float, float]: # least and greatest finite value
     "The limits of a map as it came."
     m = np.asarray(m.detach().cpu().float() if hasattr(m, "detach") else m, dtype=float)
@@ -169,7 +172,7 @@ def colour_bar(ax: Axes, im, limits, label: str = "") -> Axes:
     if label: bar.set_label(label, labelpad=-8)
     return ax
 
-# %% ../nbs/26_plots.ipynb #2594d876
+# %% ../nbs/26_plots.ipynb #153f80aa
 def fit(
     texts: Sequence[str],
     width: float, # of a cell, in points
@@ -184,7 +187,7 @@ def fit(
         if all(len(w) * tall * size <= height and max(len(s) for s in w) <= n for w in wrapped): break
     return float(size), ["\n".join(w) for w in wrapped]
 
-# %% ../nbs/26_plots.ipynb #a237e8dd
+# %% ../nbs/26_plots.ipynb #a69dc546
 def caption_grid(
     ax: Axes,
     image, # anything `pixels` takes
@@ -216,7 +219,7 @@ def caption_grid(
                 linespacing=1.1, color="black", clip_on=True)
     return ax
 
-# %% ../nbs/26_plots.ipynb #c2328641
+# %% ../nbs/26_plots.ipynb #0265e584
 def layer_curves(
     ax: Axes,
     table: Mapping[str, Mapping[str, float]], # `{series: {layer: value}}`, layers in network order
@@ -243,7 +246,7 @@ def layer_curves(
     if len(table) + len(baselines or {}) > 1: ax.legend()
     return ax
 
-# %% ../nbs/26_plots.ipynb #2b2eb887
+# %% ../nbs/26_plots.ipynb #3f7bd904
 def bars(
     ax: Axes,
     labels: Sequence[str],
@@ -285,7 +288,7 @@ def bars(
     if marks: ax.legend(handles=marks, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(marks), borderaxespad=0)
     return ax
 
-# %% ../nbs/26_plots.ipynb #da4d6301
+# %% ../nbs/26_plots.ipynb #7d639f2b
 def png(
     fig: Figure,
     dpi: int = 120, # dots per inch

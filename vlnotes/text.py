@@ -6,8 +6,9 @@
 __all__ = ['SPECIALS', 'word_tokenizer', 'unknown_words', 'LM', 'make_lm', 'load_lm', 'collate', 'Embedder', 'embedder',
            'WordVectors', 'word_vectors']
 
-# %% ../nbs/20_text.ipynb #c5c9976b
+# %% ../nbs/20_text.ipynb #b283026f
 import hashlib
+import inspect
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from .runs import atomic
 
-# %% ../nbs/20_text.ipynb #5a90425c
+# %% ../nbs/20_text.ipynb #29488f9c
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 
 def word_tokenizer(
@@ -43,7 +44,7 @@ def word_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="</s>", eos_token="</s>", pad_token="<pad>",
                                    unk_token="<unk>", padding_side="right")
 
-# %% ../nbs/20_text.ipynb #d2e1e297
+# %% ../nbs/20_text.ipynb #76dc99fd
 def unknown_words(
     tokenizer, # word-level tokenizer with an unknown token; one that spells every word from pieces has none
     text: str,
@@ -53,7 +54,7 @@ def unknown_words(
     words = dict.fromkeys(w for part in text.split() for w in ([part] if part == "." else part.split(".")) if w)
     return [w for w in words if tokenizer.unk_token_id in tokenizer(w, add_special_tokens=False).input_ids]
 
-# %% ../nbs/20_text.ipynb #ad87efb9
+# %% ../nbs/20_text.ipynb #49766877
 @dataclass(frozen=True)
 class LM:
     "A frozen causal language model with its tokenizer and the ids that frame a sentence."
@@ -65,6 +66,7 @@ class LM:
     dim: int # E, width of the input embeddings
     max_length: int # positions the model has
     name: str
+    opens: str = "BOS of the tokenizer" # where `bos` is from
 
     def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
         "Ids of a text, framed as asked, whatever the tokenizer itself would add."
@@ -74,41 +76,72 @@ class LM:
         "Text of ids, special tokens left out, blanks at the ends stripped."
         return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=True).strip()
 
-# %% ../nbs/20_text.ipynb #0173cd21
+# %% ../nbs/20_text.ipynb #82776bf5
 def _ids(x) -> list[int]: return [] if x is None else [x] if isinstance(x, int) else list(x)
 
-def _frame(model, tok, name: str) -> tuple[int, int, int]:
-    "BOS, EOS and padding ids after the checks; sets `add_bos_token` where the tokenizer has it."
+def _opening(cfg, tok, bos, name: str) -> tuple[int, str]:
+    "The id that opens a sentence and where it is from; there always is one."
+    def known(s): # the id of a token, `None` where the vocabulary lacks it
+        i = tok.convert_tokens_to_ids(s)
+        return i if i is not None and tok.convert_ids_to_tokens(i) == s else None
+    if bos is not None:
+        i = known(bos) if isinstance(bos, str) else bos
+        if i is None: raise ValueError(f"{name}: bos={bos!r} is no token of its tokenizer")
+        return i, "given"
+    if tok.bos_token_id is not None: return tok.bos_token_id, "BOS of the tokenizer"
+    if cfg.bos_token_id is not None: return _ids(cfg.bos_token_id)[0], "BOS of the configuration; the tokenizer has none"
+    if (i := known("<|endoftext|>")) is not None: return i, "<|endoftext|>; there is no BOS"
+    return tok.eos_token_id, "EOS; there is no BOS"
+
+def _frame(model, tok, name: str, given=None) -> tuple[int, int, int, str]:
+    "BOS, EOS, padding id and where BOS is from, after the checks; sets `add_bos_token` where the tokenizer has it."
     cfg, eos = model.config.get_text_config(decoder=True), tok.eos_token_id
     if eos is None: raise ValueError(f"{name}: its tokenizer has no EOS token, so no caption could end")
-    bos = next((i for i in (tok.bos_token_id, *_ids(cfg.bos_token_id), eos) if i is not None), None)
-    if cfg.model_type in ("opt", "gpt2") and bos != eos:
+    bos, opens = _opening(cfg, tok, given, name)
+    if cfg.model_type in ("opt", "gpt2") and bos != eos and given is None:
         raise ValueError(f"{name}: {cfg.model_type} opens and closes with one token, got BOS {bos} and EOS {eos}")
-    for what, i, known in (("BOS", bos, _ids(cfg.bos_token_id)), ("EOS", eos, _ids(cfg.eos_token_id))):
+    ends = _ids(cfg.eos_token_id) and _ids(cfg.eos_token_id) + _ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
+    for what, i, known in (("BOS", bos, _ids(cfg.bos_token_id) if given is None else []), ("EOS", eos, ends)):
         if known and i not in known:
             raise ValueError(f"{name}: the tokenizer's {what} is {i}, the model's configuration says {known}")
     pieces = tok(tok.eos_token, add_special_tokens=False).input_ids
     if pieces != [eos]:
         raise ValueError(f"{name}: the EOS string {tok.eos_token!r} is read as {pieces} instead of one token {eos}")
     rows = model.get_input_embeddings().weight.shape[0]
-    if max(bos, eos, len(tok)-1) >= rows:
+    if max(bos, eos, tok.vocab_size-1) >= rows: # tokens added behind the vocabulary, for pictures or padding, may lack a row
         raise ValueError(f"{name}: {len(tok)} tokens in the tokenizer, {rows} rows in the embedding")
-    if tok("a").input_ids[:1] != [bos] and hasattr(tok, "add_bos_token"): tok.add_bos_token = True
-    if tok.pad_token_id is None: tok.pad_token = tok.eos_token
-    return bos, eos, tok.pad_token_id
+    if tok.bos_token_id == bos and tok("a").input_ids[:1] != [bos] and hasattr(tok, "add_bos_token"): tok.add_bos_token = True
+    if tok.pad_token_id is None or tok.pad_token_id >= rows: tok.pad_token = tok.eos_token
+    return bos, eos, tok.pad_token_id, opens
+
+# %% ../nbs/20_text.ipynb #02a28aae
+@torch.no_grad()
+def _vectors(model, ids: list[int], name: str) -> None: # refuses a model whose words are more than their vectors
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise ValueError(f"{name}: {model.config.model_type} reads no past_key_values, so it cannot be decoded step by step here")
+    embed = model.get_input_embeddings()
+    ids = torch.tensor([ids]*2, device=embed.weight.device)
+    x = embed(ids)
+    try: # the second row holds vectors of no word
+        words, vectors = (model(use_cache=False, **kw).logits[0].float() for kw in ({"input_ids": ids}, {"inputs_embeds": torch.stack([x[0], x[1].flip(-1)])}))
+    except (RuntimeError, ValueError) as e: raise ValueError(f"{name}: {model.config.model_type} cannot read soft prompts: {str(e).splitlines()[0]}") from e
+    if not torch.allclose(words, vectors, rtol=.02, atol=.02*float(words.std())):
+        raise ValueError(f"{name}: {model.config.model_type} reads vectors otherwise than the words they stand for, so a soft prompt would be misread")
 
 def make_lm(
     model, # causal LM of transformers
     tokenizer,
     name: str = "lm",
+    bos: int | str | None = None, # the token that opens a sentence, where it is not to be the model's own
 ) -> LM:
     "Freeze a model, check how sentences open and close, and give both as an `LM`. Raises ValueError when the two do not fit."
     model.eval().requires_grad_(False)
-    bos, eos, pad = _frame(model, tokenizer, name)
+    bos, eos, pad, opens = _frame(model, tokenizer, name, bos)
+    _vectors(model, [bos, eos], name)
     length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**31
-    return LM(model, tokenizer, bos, eos, pad, model.get_input_embeddings().weight.shape[1], length, name)
+    return LM(model, tokenizer, bos, eos, pad, model.get_input_embeddings().weight.shape[1], length, name, opens)
 
-# %% ../nbs/20_text.ipynb #601c53c0
+# %% ../nbs/20_text.ipynb #5de9cbf8
 def _zoo_lm(name: str):
     from transformers import OPTConfig, OPTForCausalLM
 
@@ -126,19 +159,24 @@ def load_lm(
     spec: str, # hub name (`facebook/opt-125m`), local folder, or `zoo/lm`
     dtype: torch.dtype | None = None, # default float32
     device: str | torch.device = "cpu",
+    bos: int | str | None = None, # the token that opens a sentence, where it is not to be the model's own
 ) -> LM:
-    "A frozen causal LM in eval mode with its tokenizer. Raises OSError when it is nowhere, ValueError when BOS or EOS are wrong."
+    "A frozen causal LM in eval mode with its tokenizer. Raises OSError when it is nowhere, ValueError when weights, BOS or EOS are wrong."
     dtype = dtype or torch.float32
     if str(spec).startswith("zoo/"): model, tok = _zoo_lm(str(spec).removeprefix("zoo/"))
     else:
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        try: model, tok = AutoModelForCausalLM.from_pretrained(spec, dtype=dtype), AutoTokenizer.from_pretrained(spec)
+        try:
+            model, told = AutoModelForCausalLM.from_pretrained(spec, dtype=dtype, output_loading_info=True)
+            tok = AutoTokenizer.from_pretrained(spec)
         except (OSError, ValueError) as e:
             raise OSError(f"no language model {str(spec)!r}: give a folder written by save_pretrained, zoo/lm, or a hub "
                           f"name that is in the cache or can be fetched ({str(e).splitlines()[0]})") from e
-    return make_lm(model.to(device=device, dtype=dtype), tok, str(spec))
+        if missing := sorted(told["missing_keys"]): # transformers would fill them at random
+            raise ValueError(f"the weights of {spec} do not fit its config: {len(missing)} are missing ({', '.join(missing[:3])})")
+    return make_lm(model.to(device=device, dtype=dtype), tok, str(spec), bos)
 
-# %% ../nbs/20_text.ipynb #dbc2da41
+# %% ../nbs/20_text.ipynb #99513857
 def collate(
     tokenizer, # of a language model
     texts: list[str], # one per row
@@ -153,7 +191,7 @@ def collate(
     ids = torch.tensor([r + [pad]*(n - len(r)) for r in rows])
     return ids, torch.arange(n) < torch.tensor([[len(r)] for r in rows])
 
-# %% ../nbs/20_text.ipynb #dd5b2709
+# %% ../nbs/20_text.ipynb #82389a3d
 @dataclass(frozen=True)
 class Embedder:
     "A named function from texts to unit vectors; an empty text may be the zero vector."
@@ -167,7 +205,7 @@ class Embedder:
         if not len(texts): return torch.zeros(0, self.dim)
         with torch.no_grad(): return torch.nn.functional.normalize(self.encode(list(texts)).float().cpu(), dim=-1)
 
-# %% ../nbs/20_text.ipynb #eb99bc1b
+# %% ../nbs/20_text.ipynb #2d62935d
 @lru_cache(maxsize=100_000)
 def _places(word: str, dim: int) -> np.ndarray: # (dim,) signed counts of a word and its pieces
     framed = f"<{word}>"
@@ -181,7 +219,7 @@ def _hashed(dim: int) -> Embedder:
         return torch.from_numpy(np.stack([sum((_places(w, dim) for w in ws), np.zeros(dim)) for ws in words]))
     return Embedder("hash" if dim == 512 else f"hash/{dim}", dim, encode)
 
-# %% ../nbs/20_text.ipynb #fb0cd943
+# %% ../nbs/20_text.ipynb #58d10840
 def _sentence(model: str, name: str, device) -> Embedder:
     try: from sentence_transformers import SentenceTransformer
     except ImportError as e:
@@ -224,7 +262,7 @@ def embedder(
     if kind == "clip" and rest: return _clip(rest, name, device, seed)
     raise ValueError(f"unknown embedder {name!r}: give hash, minilm, sentence/NAME or clip/ARCH@TAG")
 
-# %% ../nbs/20_text.ipynb #da9c0c5a
+# %% ../nbs/20_text.ipynb #623776b0
 @dataclass(frozen=True)
 class WordVectors:
     "Word vectors in file order."
@@ -249,7 +287,7 @@ class WordVectors:
         rows = [self.vectors[[self.index[w] for w in t.split()]].mean(0) for t in texts]
         return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
 
-# %% ../nbs/20_text.ipynb #c1514f32
+# %% ../nbs/20_text.ipynb #b1573987
 def _line(path: Path, at: int, line: bytes, dim: int) -> tuple[str, np.ndarray]:
     "One line the careful way; a word may hold blanks."
     parts = line.rsplit(b" ", dim)
@@ -286,7 +324,7 @@ def _blocks(path: Path) -> Iterator[tuple[list[str], np.ndarray]]:
             at, seen = at+len(lines), seen+len(lines)
         if told not in (None, seen): raise ValueError(f"{path} says {told} words in its first line and holds {seen}")
 
-# %% ../nbs/20_text.ipynb #b140c64f
+# %% ../nbs/20_text.ipynb #9c9fef31
 def word_vectors(
     path: str | Path, # GloVe text or fastText .vec, UTF-8
     cache: str | Path | None = None, # folder for the binary copy; without it the vectors are kept in memory

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Devil', 'whole', 'per_cell', 'smooth', 'Caption', 'captions', 'cell_prompts', 'saliency', 'describer']
 
-# %% ../../nbs/devil/03_explain.ipynb #eac71939
+# %% ../../nbs/devil/03_explain.ipynb #24dc2c0b
 from dataclasses import dataclass
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from ..notes import Note, Notes
 from ..text import LM, load_lm
 from ..zoo import strangeness
 
-# %% ../../nbs/devil/03_explain.ipynb #73f4de97
+# %% ../../nbs/devil/03_explain.ipynb #09035905
 @dataclass
 class Devil:
     "A translator with its encoder and its language model, ready to describe images."
@@ -48,7 +48,7 @@ class Devil:
         order = [l for l in self.encoder.layer_names if l in self.net.cfg.layers]
         return order + [l for l in self.net.cfg.layers if l not in order]
 
-# %% ../../nbs/devil/03_explain.ipynb #67fe8072
+# %% ../../nbs/devil/03_explain.ipynb #e9254e7c
 def _slots(net:Translator, layers, kind=None)->list[int]: # which tokens stand for these layers
     return [k for k, (l, kd) in enumerate(net.cfg.slots) if l in layers and kind in (None, kd)]
 
@@ -66,14 +66,14 @@ def per_cell(net:Translator, f:Feat, # features of one layer
     B, N, C = f.x.shape
     return net([smooth(f, kernel).x.reshape(B * N, C)], slots=slots).unflatten(0, (B, N))
 
-def smooth(f:Feat, kernel:int)->Feat:
+def smooth(f:Feat, kernel:int, stride:tuple[int, int]=(1, 1))->Feat:
     "Average-pool the grid with an odd kernel; the padding is not counted."
     if kernel < 1 or kernel % 2 == 0: raise ValueError(f"the pooling kernel is {kernel}; it must be odd and at least 1.")
-    if kernel == 1: return f
-    m = F.avg_pool2d(f.map(), kernel, 1, kernel // 2, count_include_pad=False)
-    return Feat(m.flatten(2).mT, f.grid, f.layer, f.cls)
+    if kernel == 1 and stride == (1, 1): return f
+    m = F.avg_pool2d(f.map(), kernel, stride, kernel // 2, count_include_pad=False)
+    return Feat(m.flatten(2).mT, tuple(m.shape[-2:]), f.layer, f.cls)
 
-# %% ../../nbs/devil/03_explain.ipynb #fca10028
+# %% ../../nbs/devil/03_explain.ipynb #8125176a
 @dataclass(frozen=True)
 class Caption:
     "One decoded caption and how sure the language model was."
@@ -97,42 +97,58 @@ def captions(lm:LM, prompts:Tensor, # `(R, T, E)`
                 for i, p, h, e in zip(d.ids, d.logprobs, d.entropy, d.finished)]
     return out
 
-# %% ../../nbs/devil/03_explain.ipynb #04a98ef8
+# %% ../../nbs/devil/03_explain.ipynb #86f5bc10
 def _resize(f:Feat, grid)->Feat:
     if f.grid == tuple(grid): return f
     m = F.interpolate(f.map(), size=tuple(grid), mode="bilinear", align_corners=False)
     return Feat(m.flatten(2).mT, tuple(grid), f.layer)
 
-def cell_prompts(net:Translator, feats:dict[str, Feat], layers:list[str], joint=False, hres=False, kernel=1)->dict[str, tuple]:
+def _steps(grid, coarse, layer): # how far the kernel moves so that `grid` becomes `coarse`
+    if grid[0] % coarse[0] or grid[1] % coarse[1]:
+        raise ValueError(f"the {grid[0]} x {grid[1]} grid of {layer} is no multiple of the coarsest, {coarse[0]} x {coarse[1]}; leave out reduce=True.")
+    return grid[0] // coarse[0], grid[1] // coarse[1]
+
+def cell_prompts(net:Translator, feats:dict[str, Feat], layers:list[str], joint=False, hres=False, kernel=1, reduce=False)->dict[str, tuple]:
     "Layer -> (prompts `(B, N, T, E)`, grid); with `joint`, one entry `all`."
-    fine = max((feats[l].grid for l in layers), key=lambda g: g[0] * g[1])
-    maps = {l: _resize(smooth(feats[l], kernel), fine) if hres or joint else smooth(feats[l], kernel) for l in layers}
+    if reduce and hres: raise ValueError("reduce=True makes every grid the coarsest, hres=True the finest: choose one.")
+    size = lambda g: g[0] * g[1]
+    fine, coarse = max((feats[l].grid for l in layers), key=size), min((f.grid for f in feats.values()), key=size)
+    maps = {l: smooth(feats[l], kernel, _steps(feats[l].grid, coarse, l) if reduce else (1, 1)) for l in layers}
+    if hres or joint: maps = {l: _resize(f, coarse if reduce else fine) for l, f in maps.items()}
     if not joint: return {l: (per_cell(net, f), f.grid) for l, f in maps.items()}
     slots = _slots(net, layers, "cells")
     rows = [maps[net.cfg.slots[k][0]].x.flatten(0, 1) for k in slots]
-    return {"all": (net(rows, slots=slots).unflatten(0, (len(maps[layers[0]].x), -1)), fine)}
+    return {"all": (net(rows, slots=slots).unflatten(0, (len(maps[layers[0]].x), -1)), maps[layers[0]].grid)}
+
+def _known(lm, p): # token ids of a phrase
+    tok, unk = lm.tokenizer(p, add_special_tokens=False).input_ids, lm.tokenizer.unk_token_id
+    if not tok: raise ValueError("an empty phrase has no saliency; give at least one word.")
+    if unk is not None and unk in tok and unk != lm.eos:
+        bad = [w for w in p.split() if unk in lm.tokenizer(w, add_special_tokens=False).input_ids]
+        raise ValueError(f"the language model {lm.name} does not know {', '.join(map(repr, bad))} of the phrase {p!r}.")
+    return tok
 
 def saliency(devil:Devil, feats:dict[str, Feat], # from `devil.encoder.features`
              phrases:list[str], # any words of the language model
              layers=None, # `None` = all, a number, indices or names
-             joint:bool=False, hres:bool=False, kernel:int=1)->dict[str, Tensor]: # layer -> `(B, P, H, W)`
-    "Log-likelihood of each phrase given each cell; higher = the cell speaks more for it."
-    ids = []
-    for p in phrases:
-        tok = devil.lm.tokenizer(p, add_special_tokens=False).input_ids
-        if not tok: raise ValueError("an empty phrase has no saliency; give at least one word.")
-        if devil.lm.tokenizer.unk_token_id is not None and devil.lm.tokenizer.unk_token_id in tok and devil.lm.tokenizer.unk_token_id != devil.lm.eos:
-            bad = [w for w in p.split() if devil.lm.tokenizer.unk_token_id in devil.lm.tokenizer(w, add_special_tokens=False).input_ids]
-            raise ValueError(f"the language model {devil.lm.name} does not know {', '.join(map(repr, bad))} of the phrase {p!r}.")
-        ids.append(tok)
+             joint:bool=False, # one map from all layers at once, on the finest grid
+             hres:bool=False, # every layer's features stretched to the finest grid first
+             kernel:int=1, # odd; cells are averaged with their neighbourhood first
+             reduce:bool=False, # and the kernel moves so that every grid becomes the coarsest
+             lead:str="", # words that open the sentence and are not scored, such as "the"
+             raw:bool=False # sums of logits instead of log-probabilities
+            )->dict[str, Tensor]: # layer -> `(B, P, H, W)`
+    "Log-likelihood of each phrase given each cell; higher = the cell speaks more for it (section 3.3)."
+    first = _known(devil.lm, lead) if lead else []
+    ids = [first + _known(devil.lm, p) for p in phrases]
     out, dec = {}, PrefixDecoder(devil.lm.model)
-    for name, (prompts, grid) in cell_prompts(devil.net, feats, select(devil.layers, layers), joint, hres, kernel).items():
+    for name, (prompts, grid) in cell_prompts(devil.net, feats, select(devil.layers, layers), joint, hres, kernel, reduce).items():
         B, N = prompts.shape[:2]
-        logp = score(dec, prompts.flatten(0, 1), ids, bos=devil.lm.bos)
-        out[name] = torch.stack([l.sum(1) for l in logp], 1).view(B, N, -1).mT.unflatten(-1, grid)
+        logp = score(dec, prompts.flatten(0, 1), ids, bos=devil.lm.bos, raw=raw)
+        out[name] = torch.stack([l[:, len(first):].sum(1) for l in logp], 1).view(B, N, -1).mT.unflatten(-1, grid)
     return out
 
-# %% ../../nbs/devil/03_explain.ipynb #2c7d7c31
+# %% ../../nbs/devil/03_explain.ipynb #565c8c5b
 def _batches(images, encoder, size):
     "(ids, sizes, `(B, 3, H, W)`) from `(id, image)` pairs or a tensor that is already prepared."
     if isinstance(images, Tensor): images = ((str(i), t) for i, t in enumerate(images))

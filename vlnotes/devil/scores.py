@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['PHRASES', 'centres', 'cell_texts', 'cell_table', 'whole_texts', 'whole_table', 'pointing']
 
-# %% ../../nbs/devil/06_scores.ipynb #f58677fc
+# %% ../../nbs/devil/06_scores.ipynb #45abfb43
 import numpy as np
 from .. import truth
 from .explain import Devil, per_cell, saliency, whole
-from .train import prepared
+from .pairs import prepared
 from ..docmnist import Scenes
 from ..hooks import Feat, select
 from ..metrics import wilson
 from ..vocabulary import FACTORS
 
-# %% ../../nbs/devil/06_scores.ipynb #29525f55
+# %% ../../nbs/devil/06_scores.ipynb #84bbe582
 def centres(scenes:Scenes, grid)->np.ndarray: # `(R,)` flat cell index
     "The grid cell under the centre of every region."
     x0, y0, x1, y1 = scenes.boxes().T
@@ -45,7 +45,7 @@ def cell_table(devil:Devil, scenes:Scenes, layers=None)->list[dict]: # one row p
     extra = {"constant": [truth.constant()] * len(own), "shuffled": truth.shuffled(texts[best], own), "blind": [devil.blind([best])] * len(own)}
     return rows + [score(k, t) for k, t in extra.items()]
 
-# %% ../../nbs/devil/06_scores.ipynb #03e46184
+# %% ../../nbs/devil/06_scores.ipynb #56603077
 def whole_texts(devil:Devil, scenes:Scenes, layers=None)->list[str]: # one per scene
     "Captions of whole scenes from several layers together."
     names = select(devil.layers, layers)
@@ -58,7 +58,7 @@ def whole_table(devil:Devil, scenes:Scenes)->list[dict]:
     texts |= {"constant": [truth.constant()] * n, "shuffled": truth.shuffled(texts["all"]), "blind": [devil.blind()] * n}
     return [{"who": k, **truth.f1(t, scenes)} for k, t in texts.items()]
 
-# %% ../../nbs/devil/06_scores.ipynb #1cd36f30
+# %% ../../nbs/devil/06_scores.ipynb #1dcc6de0
 PHRASES = {"digit": "the digit appears to be {}", "colour": "the color is {}", "shape": "the shape is a {}", "size": "the shape size is {}"}
 
 def pointing(devil:Devil, scenes:Scenes, layers=None)->list[dict]: # a row per layer and factor

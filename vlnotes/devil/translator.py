@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DevilConfig', 'Translator', 'count', 'state', 'save', 'load']
 
-# %% ../../nbs/devil/01_translator.ipynb #f15626f6
+# %% ../../nbs/devil/01_translator.ipynb #41c23629
 import difflib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..checkpoints import read_weights
 from ..runs import atomic, read_json, write_json
 from ..zoo import entry, weights
 
-# %% ../../nbs/devil/01_translator.ipynb #450299df
+# %% ../../nbs/devil/01_translator.ipynb #c516caf9
 @dataclass(frozen=True)
 class DevilConfig:
     "What a translator reads, how large it is, what it speaks into, and its two dropouts."
@@ -69,7 +69,7 @@ class DevilConfig:
 
     def to_dict(self)->dict: return asdict(self)
 
-# %% ../../nbs/devil/01_translator.ipynb #9a43a579
+# %% ../../nbs/devil/01_translator.ipynb #44671913
 class Translator(nn.Module):
     "Features of `L` layers to `T` soft prompt vectors; at width 768 its state dict has the published names and shapes."
     def __init__(self, cfg:DevilConfig, # sizes
@@ -102,14 +102,16 @@ class Translator(nn.Module):
         "Translate features into a soft prompt."
         slots = list(range(len(self.projections))) if slots is None else slots
         if len(feats) != len(slots): raise ValueError(f"{len(feats)} feature vectors for {len(slots)} layer tokens.")
-        toks = [self.projections[k](f) + self.position_embeddings[0, k] for f, k in zip(feats, slots)]
+        if none := [k for k, f in zip(slots, feats) if f is None]:
+            raise ValueError(f"{self.cfg.slots[none[0]][0]!r} of this encoder has no class token; tokens={self.cfg.tokens!r} needs one, tokens='spatial' does not.")
+        toks = [self.projections[k](f.to(self.projections[k].weight.dtype)) + self.position_embeddings[0, k] for f, k in zip(feats, slots)]
         x = torch.cat([torch.stack(toks, 1), self.learnable_inputs.to(toks[0].dtype).expand(len(feats[0]), -1, -1)], 1)
         mask = None if hidden is None else F.pad(hidden, (0, self.cfg.prompt))
         for i, layer in enumerate(self.encoder.layers):
             x = _block(layer, x, mask, self.cfg.prompt if i + 1 == len(self.encoder.layers) else x.shape[1])
         return self.out_proj(self.layernorm(x))
 
-# %% ../../nbs/devil/01_translator.ipynb #74e612ca
+# %% ../../nbs/devil/01_translator.ipynb #30b2b927
 def _block(layer, # nn.TransformerEncoderLayer, pre-norm
            x:Tensor, # `(B, N, d)`
            mask, # `(B, N)` true where a key is hidden
@@ -120,7 +122,7 @@ def _block(layer, # nn.TransformerEncoderLayer, pre-norm
     keep = keep + layer.self_attn(q, h, h, key_padding_mask=mask, need_weights=False)[0]
     return keep + layer.linear2(F.gelu(layer.linear1(layer.norm2(keep))))
 
-# %% ../../nbs/devil/01_translator.ipynb #5a0acbf2
+# %% ../../nbs/devil/01_translator.ipynb #dfae252c
 def count(cfg:DevilConfig)->int: # parameters
     "Parameters of a translator, without building it."
     d, ff, by_layer = cfg.hidden, cfg.ff, dict(zip(cfg.layers, cfg.channels))
@@ -128,7 +130,7 @@ def count(cfg:DevilConfig)->int: # parameters
     block = 4 * d * d + 2 * d * ff + 9 * d + ff
     return cfg.depth * block + (cfg.prompt + len(cfg.slots)) * d + 2 * d + proj + d * cfg.lm_dim + cfg.lm_dim
 
-# %% ../../nbs/devil/01_translator.ipynb #1c26163e
+# %% ../../nbs/devil/01_translator.ipynb #4476a3a1
 def state(net:Translator)->dict[str, Tensor]:
     "The weights, and beside them the mean training features."
     return {**net.state_dict(), **{f"means.{kind}.{layer}": v for (layer, kind), v in net.means.items()}}
