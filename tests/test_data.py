@@ -1,5 +1,4 @@
 "Data: every kind of picture and every kind of damage; each sample once; what is skipped is counted."
-import io
 import json
 import os
 import pickle
@@ -12,21 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_toys import coded, ids, noise, one, picture, tar
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from vlnotes.data import Sample, Skipped, StreamDataset, open_image, stream
 from vlnotes.sources import expand, read_captions
-
-
-def coded(im, form="PNG", **k):
-    im.save(b := io.BytesIO(), form, **k)
-    return b.getvalue()
-
-
-def picture(i=0, size=(8, 6)): return Image.new("RGB", size, (i % 256, i // 256, 7))
-def ids(samples): return [s.id for s in samples]
-def noise(n=64, seed=0): return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (n, n, 3), np.uint8))
 
 
 # pictures
@@ -272,17 +262,6 @@ def test_names_that_leave_the_folder_are_not_followed(folder, tmp_path):
 
 # tars
 
-def tar(path, n=4, first=0, mode="w", extra=(), end=True):
-    with tarfile.open(path, mode) as t:
-        for name, data in [*[(f"d/{i:04d}.{s}", d) for i in range(first, first + n) for s, d in (("png", coded(picture(i))), ("txt", b"number %d\n" % i),
-                           ("json", b'{"regions": [{"box": [0, 0, 2, 2]}], "n": %d}' % i))], *extra]:
-            if isinstance(name, tarfile.TarInfo): t.addfile(name); continue
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            t.addfile(info, io.BytesIO(data))
-    return path
-
-
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tgz", "tar.xz"])
 def test_tar(tmp_path, suffix):
     mode = {"tar": "w", "tar.xz": "w:xz"}.get(suffix, "w:gz")
@@ -406,6 +385,37 @@ def test_the_buffer_is_bounded_and_holds_nothing_decoded(shards, monkeypatch):
         assert len(opened) == i and len(drawn) <= i + 5
 
 
+def test_the_buffer_is_bounded_in_bytes(shards):
+    from vlnotes.data import _buffered
+    from vlnotes.sources import Record
+    rng, sizes = np.random.default_rng(0), [3, 900, 40, 2000, 5, 5, 5, 700, 60]
+    drawn, given = [], []
+    def watch():
+        for i, n in enumerate(sizes): drawn.append(n); yield Record(str(i), bytes(n))
+    for r in _buffered(watch(), 100, rng, 1000):
+        given.append(len(r.source))
+        held = sum(drawn) - sum(given)
+        assert held <= 1000 or held - drawn[-1] <= 1000
+    assert sorted(given) == sorted(sizes) and given != sizes
+    whole = ids(stream(shards, shuffle=6, seed=1))
+    assert ids(stream(shards, shuffle=6, seed=1, shuffle_bytes=1e9)) == whole and sorted(ids(stream(shards, shuffle=6, shuffle_bytes=1))) == sorted(whole)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
+def test_a_full_buffer_of_photographs_keeps_a_worker_below_a_gigabyte(tmp_path):
+    photo = coded(noise(240), "JPEG", quality=50)
+    photo += bytes(60_000 - len(photo)) # decoders stop at the end mark
+    tar(tmp_path/"a.tar", 0, extra=[(f"{i:04d}.{e}", d) for i in range(320) for e, d in (("jpg", photo), ("txt", b"a photograph"))])
+    code = ("import sys; from vlnotes.data import stream\nfrom itertools import islice\n"
+            "def rss(): return int(open('/proc/self/statm').read().split()[1]) * 4096 / 1e6\n"
+            "base = rss()\nfor epoch in range(2):\n    it = stream([sys.argv[1]] * 20, shuffle=6400, epoch=epoch)\n"
+            "    for _ in islice(it, 50): pass\nprint(base, rss())")
+    run = subprocess.run([sys.executable, "-c", code, tmp_path/"a.tar"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    base, full = map(float, run.stdout.split())
+    assert 200 < full - base < 350 and full < 1000, (base, full)
+
+
 def test_start_resumes(shards, folder):
     for source in (shards, folder):
         every = list(stream(source, shuffle=4, seed=2))
@@ -415,9 +425,6 @@ def test_start_resumes(shards, folder):
 
 def test_bad_rank(folder):
     with pytest.raises(ValueError, match="rank 2 is outside a world of 2"): stream(folder, rank=2, world=2)
-
-
-def one(x): return x.id
 
 
 @pytest.mark.parametrize("workers", [0, 2, 3])

@@ -103,6 +103,22 @@ def test_both_kinds_are_pooled_from_one_layer(tmp_path):
         assert torch.allclose(whole(net, f, [b]), net([f[b].x.mean(1), f[b].cls], slots=[1, 3]), atol=1e-6)
 
 
+def test_law_of_the_kinds_in_training(tmp_path):
+    "One kind alone or the same layers of both, each a third; within each, every choice of layers but none alike."
+    from vlnotes.draws import keys
+    from vlnotes.devil.train import hidden_tokens
+    n, cfg = 42_000, config(encoder("vit", tmp_path), "both", n=3)
+    k = keys(0, 0, [str(i) for i in range(n)])
+    shown = ~hidden_tokens(k, cfg)
+    found = {tuple(p): c for p, c in zip(*(v.tolist() for v in shown.long().unique(dim=0, return_counts=True)))}
+    some = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1) if a + b + c]
+    want = {p + (0, 0, 0) for p in some} | {(0, 0, 0) + p for p in some} | {p + p for p in some}
+    assert set(found) == want and len(want) == 21
+    assert all(abs(c - n / 21) < 5 * (n / 21) ** .5 for c in found.values())
+    forced = torch.tensor([[True, False, False, False, True, True]]).expand(n, -1)
+    shown = ~hidden_tokens(k, cfg, forced)
+    assert not (shown & forced).any() and shown.any(1).all() and set(shown[:, [1, 2, 3]].float().mean(0).gt(.2).tolist()) == {True}
+
 # ---- QuickGELU
 
 def test_quick_gelu_is_what_the_configuration_says(tmp_path):
@@ -149,6 +165,14 @@ def test_options_that_are_no_numbers_are_refused(options):
     "A name may come from a file: it can point at no other file and switch no check off."
     with pytest.raises(ValueError, match="no option with a number") as e: backbones.load(f"timm/resnet10t?{options}@random")
     assert "\n" not in str(e.value)
+
+
+def test_a_precision_may_be_named(saved):
+    "As a saved configuration does."
+    bb, lm = backbones.load("timm/resnet10t@random", dtype="bfloat16"), load_lm(saved("gpt2"), dtype="bfloat16")
+    assert bb.dtype == lm.model.dtype == torch.bfloat16 == bb.features(picture(bb, 1), 1)["layer4"].x.dtype
+    for load in (lambda: backbones.load("timm/resnet10t@random", dtype="half"), lambda: load_lm(saved("gpt2"), dtype="half")):
+        with pytest.raises(ValueError, match="dtype is 'half'; choose float32"): load()
 
 
 # ---- language models

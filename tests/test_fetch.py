@@ -294,7 +294,9 @@ def test_status_and_notice(tmp_path):
 
 def test_every_set_is_in_the_readme():
     text = (Path(__file__).parents[1] / "data" / "README.md").read_text()
-    for d in DATASETS.values():
+    status()
+    assert {"cc3m", "milan"} <= set(fetch.DATASETS)  # from their entry points
+    for d in fetch.DATASETS.values():
         assert f"| `{d.name}` |" in text and (d.gated in text)
 
 
@@ -303,3 +305,102 @@ def test_unknown_names(tmp_path):
         with pytest.raises(ValueError, match="no data set 'minst'; the nearest is 'mnist'"): f("minst", tmp_path)
     for bad in "../x", "A", "", "a/b", ".x":
         with pytest.raises(ValueError, match="use small letters"): register(replace(DATASETS["mnist"], name=bad))
+
+
+# ---- sets that others bring
+
+class Offer:
+    def __init__(self, name, found): self.name, self.value, self.found = name, f"package.module:{name.upper()}", found
+    def load(self):
+        if isinstance(self.found, Exception): raise self.found
+        return self.found
+
+
+@pytest.fixture
+def offers(monkeypatch):
+    found = [Offer("toy", Dataset("toy", "a toy", "none", "none", "nobody", 10, make=lambda folder, files: None)), Offer("away", ModuleNotFoundError("No module named 'away'")),
+             Offer("other", Dataset("another", "a toy", "none", "none", "nobody", 10)), Offer("text", "no data set"), Offer("mnist", Dataset("mnist", "false", "none", "none", "nobody", 10))]
+    monkeypatch.setattr(fetch, "entry_points", lambda group: found if group == "vlnotes.datasets" else [])
+
+
+def test_entry_points_are_loaded_when_asked_for(offers, tmp_path):
+    assert "toy" not in fetch.DATASETS and get("toy", tmp_path, **QUIET) == tmp_path / "toy" and "toy" in fetch.DATASETS
+    table = {r.split()[0]: r for r in status(tmp_path).splitlines()[2:]}
+    assert " yes " in table["toy"] and "cannot be loaded from package.module:AWAY (No module named 'away')" in table["away"] and "28 x 28" in table["mnist"]
+    assert "no fetch.Dataset of the name 'other'" in table["other"] and "no fetch.Dataset of the name 'text'" in table["text"]
+    with pytest.raises(ImportError, match="the data set away cannot be loaded from"): get("away", tmp_path, **QUIET)
+    with pytest.raises(ValueError, match="no fetch.Dataset of the name 'text'"): check("text", tmp_path)
+    with pytest.raises(ValueError, match="no data set 'tay'; the nearest is 'toy'"): get("tay", tmp_path, **QUIET)
+
+
+def test_looking_up_one_set_loads_no_other(offers, monkeypatch, tmp_path):
+    monkeypatch.setattr(Offer, "load", lambda self: pytest.fail("loaded"))
+    assert problems("mnist", tmp_path) and problems("docmnist", tmp_path)
+
+
+# ---- sets in parts
+
+@pytest.fixture
+def parts(site):
+    site.files |= {n: n.encode() for n in ("index", "one", "two", "three")}
+    return register(Dataset("parts", "a toy", "none", "none", "nobody", lambda o: 100 * len(o["sets"]), base=site.where, options=dict(sets=None), pick="sets",
+                            files=(File("index", "index"), *(File(n, n, part=n) for n in ("one", "two", "three")))))
+
+
+@pytest.mark.parametrize("sets, names", [(None, ["one", "two", "three"]), ("two", ["two"]), ("three, one", ["one", "three"]), (["two"], ["two"]), (("two", "three"), ["two", "three"])])
+def test_parts_are_picked(parts, site, tmp_path, sets, names):
+    said = []
+    folder = get("parts", tmp_path, sets=sets, **QUIET | dict(say=said.append))
+    assert [n for n, _ in site.asked] == ["index", *names] and sorted(p.name for p in folder.iterdir()) == sorted(["dataset.json", "index", *names])
+    assert f"{len(names)}00 bytes" in said[0] and json.loads((folder / "dataset.json").read_text())["options"] == {"sets": names} and check("parts", tmp_path)
+    assert get("parts", tmp_path, **QUIET) == get("parts", tmp_path, sets=names[0], **QUIET) == folder
+    if len(names) < 3:
+        with pytest.raises(FileExistsError, match="made with sets="): get("parts", tmp_path, sets="one,two,three", **QUIET)
+    (folder / names[0]).unlink()
+    with pytest.raises(ValueError, match=f"has no {names[0]}"): check("parts", tmp_path)
+
+
+def test_unknown_parts(parts, site, tmp_path):
+    for bad in "four", "one,,two", ["on"]:
+        with pytest.raises(ValueError, match="there is no part of parts .sets=."): get("parts", tmp_path, sets=bad, **QUIET)
+    assert not site.asked
+
+
+def test_parts_go_to_make_in_order_and_keep_their_place_when_resumed(parts, site, tmp_path):
+    seen = []
+    register(replace(parts, make=lambda folder, files, sets: seen.append(([p.name for p in files], sets))))
+    site.moods["three"] = ["404"]
+    with pytest.raises(OSError, match="three could not be fetched .404"): get("parts", tmp_path, sets="three,two", **QUIET)
+    site.asked.clear()
+    get("parts", tmp_path, sets="three", **QUIET)
+    assert seen == [(["index", "three"], ["three"])] and [n for n, _ in site.asked] == ["three"]
+
+
+# ---- sets that take long
+
+def test_what_was_made_stays_for_the_next_attempt(site, tmp_path):
+    def make(folder, files, n, speed):
+        (folder / f"{len(list(folder.iterdir()))}").touch()
+        if len(list(folder.iterdir())) < n: raise OSError("a power cut")
+        return "it is made"
+    d = register(Dataset("slow", "a toy", "none", "none", "nobody", 10**5, make=make, options=dict(n=3, speed=1), manner=("speed",), resumes=True, layout=("0",), check=lambda f: []))
+    said = []
+    for _ in range(2):
+        with pytest.raises(OSError, match="power cut"): get("slow", tmp_path, **QUIET)
+        assert not (tmp_path / "slow").exists()
+    folder = get("slow", tmp_path, **QUIET | dict(say=said.append))
+    assert sorted(p.name for p in folder.iterdir()) == ["0", "1", "2", "dataset.json"] and said[-1] == "it is made" and [p.name for p in tmp_path.iterdir()] == ["slow"]
+    assert get("slow", tmp_path, speed=2, **QUIET) == folder
+    with pytest.raises(FileExistsError, match="made with n=3"): get("slow", tmp_path, n=4, **QUIET)
+    register(replace(d, layout=("never",)))
+    with pytest.raises(ValueError, match="has no never; it is kept in .*.slow-downloads/made"): get("slow", tmp_path / "else", n=1, **QUIET)
+    assert (tmp_path / "else/.slow-downloads/made/0").exists()
+
+
+def test_what_is_there_already_needs_no_more_room(site, tmp_path, monkeypatch):
+    register(replace(DATASETS["docmnist"], name="big", disk=1_000_000))
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda p: type("U", (), dict(free=600_000)))
+    with pytest.raises(OSError, match="big needs 1 MB, .* has 600 kB"): get("big", tmp_path, n=3, held_out=2, **QUIET)
+    (tmp_path / ".big-downloads").mkdir()
+    (tmp_path / ".big-downloads/x.part").write_bytes(bytes(500_000))
+    assert get("big", tmp_path, n=3, held_out=2, **QUIET)

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from vlnotes import docmnist, pretrain, zoo
 from vlnotes.glyphs import glyphs
-from vlnotes.pretrain import BLOCK, CAPTIONS, FACTORS, PREFIX, Scenes, Seer, Sentences, Writer, captioned, normalise, targets, usual, varied, words
+from vlnotes.pretrain import BLOCK, CAPTIONS, CLASSES, PREFIX, Scenes, Seer, Sentences, Writer, captioned, normalise, targets, usual, varied, words
 from vlnotes.text import word_tokenizer
 from vlnotes.train import FitConfig, fit, rng_for
 from vlnotes.vocabulary import published
@@ -37,13 +37,13 @@ def test_targets_are_the_truth_of_the_region_under_each_cell(grid):
                 y, x = (r + .5) * 84 / grid[0], (c + .5) * 84 / grid[1]
                 here = [k for k, (x0, y0, x1, y1) in enumerate(boxes) if x0 <= x < x1 and y0 <= y < y1]
                 got = t[i, r, c].tolist()
-                if not here: assert got == [-100] * 4; none += 1; continue
+                if not here: assert got == [n - 1 for n in CLASSES.values()]; none += 1; continue
                 words_ = regions[here[0]]
                 assert [lists[0][got[0]], lists[1][got[1]]] == words_[:2]
                 if len(words_) == 4: assert [lists[2][got[2]], lists[3][got[3]]] == words_[2:]
-                else: assert got[2:] == [FACTORS["shape"] - 1, FACTORS["size"] - 1]
+                else: assert got[2:] == [CLASSES["shape"] - 2, CLASSES["size"] - 2]
     assert none
-    assert [len(w) + (k > 1) for k, w in enumerate(v.factors.values())] == list(FACTORS.values()), "`none` is a class of its own"
+    assert [len(w) + (k > 1) + 1 for k, w in enumerate(v.factors.values())] == list(CLASSES.values()), "no shape and nothing at all are classes of their own"
 
 def test_normalise_is_what_the_zoo_encoders_say_of_themselves():
     from vlnotes import backbones
@@ -104,11 +104,11 @@ def test_a_seer_learns(name):
             return loss, count
     seer = Watch(zoo.ENCODERS[name])
     result = fit(seer, Few(), FitConfig(steps=30, bs=16, lr=3e-3, shuffle=False), device="cpu", progress=False)
-    start = sum(np.log(n) for n in FACTORS.values())
+    start = sum(np.log(n) for n in CLASSES.values())
     assert losses[0] == pytest.approx(start, rel=.35), "an untrained reader guesses"
     assert np.mean(losses[-3:]) < .7 * losses[0] and np.isfinite(result["loss"])
     score = seer.score(docmnist.generate(20, regions=(2, 4), seed=9))
-    assert set(score) == set(FACTORS) and all(0 <= v <= 1 for v in score.values())
+    assert set(score) == set(CLASSES) and all(0 <= v <= 1 for v in score.values())
 
 def test_a_perfect_seer_scores_one():
     s = docmnist.generate(40, regions=(1, 9), seed=2)
@@ -116,14 +116,14 @@ def test_a_perfect_seer_scores_one():
         def cells(self, x):
             part = s[self.at:self.at + len(x)]; self.at += len(x)
             t = targets(part, (6, 6))
-            return torch.cat([F.one_hot(t[..., k].clamp_min(0), n) for k, n in enumerate(FACTORS.values())], -1).float(), (6, 6)
+            return torch.cat([F.one_hot(t[..., k].clamp_min(0), n) for k, n in enumerate(CLASSES.values())], -1).float(), (6, 6)
     oracle, at = Oracle(zoo.ENCODERS["convnet"]), 0
     oracle.at = 0
-    for k, n in FACTORS.items():
-        oracle.heads[k] = torch.nn.Linear(sum(FACTORS.values()), n, bias=False)
-        oracle.heads[k].weight.data = F.one_hot(torch.arange(at, at + n), sum(FACTORS.values())).float() * 9
+    for k, n in CLASSES.items():
+        oracle.heads[k] = torch.nn.Linear(sum(CLASSES.values()), n, bias=False)
+        oracle.heads[k].weight.data = F.one_hot(torch.arange(at, at + n), sum(CLASSES.values())).float() * 9
         at += n
-    assert oracle.score(s, bs=16) == dict.fromkeys(FACTORS, 1.)
+    assert oracle.score(s, bs=16) == dict.fromkeys(CLASSES, 1.)
 
 def test_usual_features_are_those_of_training_scenes():
     u = usual(Seer(zoo.ENCODERS["convnet"]).eval(), 48, 0, batch=16)

@@ -7,10 +7,10 @@ import time
 import tracemalloc
 
 import pytest
+from data_toys import coded, ids, noise, one, tar
 from hypothesis import given
 from hypothesis import strategies as st
 from server import publisher
-from test_data import coded, ids, noise, one, tar
 from torch.utils.data import DataLoader
 
 from vlnotes.data import Skipped, StreamDataset, stream

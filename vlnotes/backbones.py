@@ -301,7 +301,7 @@ def _hf(name, weights, options):
     def run(x): return net(x, interpolate_pos_encoding=True) if scale and tuple(x.shape[2:]) != own else net(x)
     return Backbone(freeze(model), net=net, input_size=size, run=run, **kw)
 
-# %% ../nbs/12_backbones.ipynb #f3eb650b
+# %% ../nbs/12_backbones.ipynb #5283dc88
 def _zoo(name, weights, options):
     from vlnotes import zoo
     model, cfg = zoo.encoder(name)
@@ -352,13 +352,15 @@ def _options(name): # "resnet50?crop_pct=1.0&in_chans=3" -> "resnet50", {"crop_p
 
 def load(spec: str | nn.Module, # SOURCE/NAME[?OPTION=NUMBER&…][@random|@FILE], open_clip/NAME@TAG, hf/FOLDER, run/FOLDER
          device: str | torch.device | None = None, # where a new model is put: the CPU unless given
-         dtype: torch.dtype | None = None, # e.g. `torch.bfloat16`; features follow
+         dtype: torch.dtype | str | None = None, # e.g. `torch.bfloat16`, or its name; features follow
          seed: int = 0, # of random weights
          **options, # for the library's own factory, e.g. `img_size=(64, 96)`
         ) -> Backbone:
     """A frozen encoder. A module of one's own is taken as it is, in eval mode and without gradients.
 
     Raises `ValueError` for an unknown name or a checkpoint of another model, `FileNotFoundError` for a missing file."""
+    if isinstance(dtype, str) and dtype not in ("float32", "bfloat16", "float16"): raise ValueError(f"dtype is {dtype!r}; choose float32, bfloat16 or float16.")
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if isinstance(spec, nn.Module): return _given(spec, options.get("img_size")).to(device, dtype)
     source, _, name = spec.partition("/")
     if source not in SOURCES or not name: raise unknown("encoder", spec, [f"{s}/NAME" for s in SOURCES])

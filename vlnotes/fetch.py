@@ -80,13 +80,13 @@ def notice(d: Dataset, folder, options: dict | None = None) -> str:
     return (f"{d.name}: {d.about}\n  licence   {d.licence}\n  terms     {d.terms}\n  cite      {d.citation}\n"
             f"  disk      {nice(_disk(d, options))}\n  goes to   {folder}")
 
-# %% ../nbs/17_fetch.ipynb #c10a88ff
+# %% ../nbs/17_fetch.ipynb #561e10c1
 def _offers(): return {e.name: e for e in entry_points(group="vlnotes.datasets") if e.name not in DATASETS}
 
 def _load(e): # an entry point's data set; ImportError or ValueError with a sentence
     try: d = e.load()
     except (ImportError, AttributeError) as err: raise ImportError(f"the data set {e.name} cannot be loaded from {e.value} ({err})") from None
-    if not isinstance(d, Dataset) or d.name != e.name: raise ValueError(f"{e.value} is no fetch.Dataset of the name {e.name!r}")
+    if type(d).__name__ != Dataset.__name__ or d.name != e.name: raise ValueError(f"{e.value} is no fetch.Dataset of the name {e.name!r}")
     return register(d)
 
 def _find(name):

@@ -73,11 +73,11 @@ def tokenize(
     if tokenizer == "stanford" and texts: return _stanford(list(texts))
     return [ptb_tokenize(t) for t in texts]
 
-# %% ../nbs/25_judges.ipynb #0e89d31c
+# %% ../nbs/25_judges.ipynb #60c90697
 @lru_cache(1)
 def _jvm(process: int): # one per process: a fork must not talk to its parent's
     errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-    line = ["java", "-Xmx2G", _UTF8, "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
+    line = ["java", "-Xmx2G", "-XX:+UseSerialGC", _UTF8, "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
     return subprocess.Popen(line, cwd=_home("pycocoevalcap")/"meteor", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                             text=True, encoding="utf-8"), errors
 
@@ -90,7 +90,7 @@ def _ask(line: str, answers: int = 1) -> list[str]:
         said = [jvm.stdout.readline() for _ in range(answers)]
         if all(said): return said
     except OSError: pass # it ended before it could read
-    jvm.kill(); jvm.wait(); _jvm.cache_clear()
+    jvm.wait(10)
     errors.seek(0)
     raise RuntimeError(f"the Java program of METEOR ended: {_last(errors.read())}")
 
@@ -108,9 +108,13 @@ def meteor(
 
 def _meteor(said: list[str], refs: list[list[str]]) -> dict:
     with _turn:
-        lines = [_ask(" ||| ".join(["SCORE", *(t.replace("|||", " ") for t in (*rs, s))]))[0].strip() for s, rs in zip(said, refs)]
-        *each, score = map(float, _ask(" ||| ".join(["EVAL", *lines]), len(lines) + 1))
-    counts = np.array([s.split() for s in lines], float)
+        try:
+            lines = [_ask(" ||| ".join(["SCORE", *(t.replace("|||", " ") for t in (*rs, s))]))[0].strip() for s, rs in zip(said, refs)]
+            *each, score = map(float, _ask(" ||| ".join(["EVAL", *lines]), len(lines) + 1))
+            counts = np.array([s.split() for s in lines], float)
+        except BaseException: # also Ctrl-C: an answer that nobody read would be taken for the next one
+            _jvm(os.getpid())[0].kill(); _jvm.cache_clear()
+            raise
     counts[(counts[:, 20] == 1) & (counts[:, :2] == counts[:, 21:]).all(1), 20] = 0 # a whole match has no chunk to pay for
     return {"score": score, "each": np.array(each), "counts": counts}
 
@@ -199,7 +203,7 @@ def bert_score(
     best[np.isinf(best)] = 0
     return best if rescale is None else (best - rescale) / (1 - rescale)
 
-# %% ../nbs/25_judges.ipynb #9e2ca8da
+# %% ../nbs/25_judges.ipynb #2f8871d8
 NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE", "BERTScore")
 
 def _bleu_counts(said: list[list[str]], refs: list[list[list[str]]]) -> np.ndarray: # (N, 10): 4 hits, 4 n-grams said, both lengths
@@ -217,7 +221,8 @@ def _bleu(sums: np.ndarray) -> np.ndarray: # (R, 10) -> (R, 4)
         logs = np.log(np.where(sums[:, 4:8] > 0, sums[:, :4]/sums[:, 4:8], 0)).cumsum(1)/np.arange(1, 5)
         return np.nan_to_num(np.exp(logs) * np.minimum(1, np.exp(1 - sums[:, 9]/sums[:, 8]))[:, None])
 
-def _mean(sums: np.ndarray) -> np.ndarray: return sums[:, :1]/sums[:, 1:] # (R, 2): total and number of values
+def _mean(sums: np.ndarray) -> np.ndarray: # (R, 2): total and number of values -> (R, 1)
+    return np.divide(sums[:, :1], sums[:, 1:], out=np.full((len(sums), 1), np.nan), where=sums[:, 1:] > 0)
 
 def intervals(
     parts: Sequence[tuple], # (counts (N, S), function of their sums (R, S) -> (R, K))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHIFT', 'ARRAYS', 'Pool', 'differ', 'room', 'state', 'Part', 'write', 'few', 'gather', 'merge']
 
-# %% ../nbs/31_parts.ipynb #b710e2fe
+# %% ../nbs/31_parts.ipynb #cdf59355
 import csv
 import json
 import shutil
@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 from .runs import atomic, write_json
 from .store import Appender
-from .tally import NONE, Tops, best, merged, priorities, rank_error, thresholds
+from .tally import Tops, best, budget, merged, priorities, rank_error, thresholds
 
 # %% ../nbs/31_parts.ipynb #6ee7799f
 class Pool:
@@ -67,12 +67,12 @@ def state(folder: Path) -> tuple[dict, Mapping[str, np.ndarray]]:
         return json.loads(arrays["about"].tobytes()), arrays
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as e: raise ValueError(f"{folder}/state.npz is damaged ({e}): remove {folder} and run again") from e
 
-# %% ../nbs/31_parts.ipynb #f664d079
+# %% ../nbs/31_parts.ipynb #2c272fbf
 class Part:
     "One process's share of a pass, in a folder; taken up where it was saved."
     def __init__(self, folder: Path,
                  key: dict, # what decides the result: `k`, `quantile`, `seed`, `memory`, `size`, `units` per layer, and whatever names the rest
-                 total: int | None = None, # images there are, where known: no more memory is set aside
+                 total: int | None = None, # images there are in all shares, where known
                 ):
         self.folder, self.key, self.total, self.tops, self.last, self.skipped, place, names = folder, key, total, {}, {}, [], None, None
         self.about = {"done": False, "images": 0, "cursor": 0, "name": None, "lengths": {}, "seen": None, "grids": {}, "units": {}}
@@ -87,23 +87,28 @@ class Part:
 
     def begin(self, acts: Mapping[str, tuple[Tensor, tuple[int, int]]]): # layer -> activations (B, N, U), grid
         "Make the tallies, or take up the saved ones. Raises `ValueError` where the memory is too small for the quantile."
-        n_units, memory, q = sum(a.shape[2] for a, _ in acts.values()), self.key["memory"], self.key["quantile"]
-        most = int(memory * 2**20 / (4.5 * n_units)) # four bytes each, and an eighth to work in
-        if most < 10 / (1 - q): raise ValueError(f"memory={memory} MB keeps {most} cells of each of {n_units} units, too few for their {q} quantile: give more, or fewer units")
+        widths, memory, q = {n: a.shape[2] for n, (a, _) in acts.items()}, self.key["memory"], self.key["quantile"]
+        cells = self.total and {n: self.total * a.shape[1] for n, (a, _) in acts.items()}
+        self.about["most"] = most = budget(memory, widths, cells)
+        if low := [n for n, m in most.items() if m < 10 / (1 - q) and not (cells and m == cells[n])]:
+            raise ValueError(f"memory={memory} MB keeps {most[low[0]]} cells of each unit of layer '{low[0]}', too few for a {q} quantile: give more, or fewer units")
         saved = state(self.folder)[1] if self.about["images"] else None
         for n, (a, grid) in acts.items():
-            few = most if self.total is None else min(most, self.total * a.shape[1])
-            self.tops[n] = Tops(grid, a.shape[2], self.key["k"], few, few // 8 + 64)
+            self.tops[n] = Tops(grid, a.shape[2], self.key["k"], most[n], most[n] // 8 + 64)
             if saved is not None: self.tops[n].restore({k: saved[f"{n}/{k}"] for k in ARRAYS})
             self.about["grids"][n], self.about["units"][n] = list(grid), self.key["units"][n] or list(range(a.shape[2]))
-        self.about["most"] = most
+
+    def fits(self, name: str, pixels: Tensor):
+        "Raise `ValueError` for a picture of another size than those before."
+        seen, size = self.about["seen"], list(pixels.shape[1:])
+        if seen and size != seen: raise ValueError(f"image '{name}' reaches the encoder as {size[0]}x{size[1]}, those before as {seen[0]}x{seen[1]}: all need one size")
+        self.about["seen"] = size
 
     def add(self, at: Sequence[int], names: Sequence[str], pixels: Sequence[Tensor], # of a batch: places, ids, (3, H, W) uint8
             acts: Mapping[str, tuple[Tensor, tuple[int, int]]]):
         "Take in a batch. Raises `ValueError` for an activation that is not finite, or pictures of several sizes."
-        seen = self.about["seen"] or list(pixels[0].shape[1:])
-        for name, x in zip(names, pixels):
-            if list(x.shape[1:]) != seen: raise ValueError(f"image '{name}' reaches the encoder as {x.shape[1]}x{x.shape[2]}, those before as {seen[0]}x{seen[1]}: all need one size")
+        for name, x in zip(names, pixels): self.fits(name, x)
+        seen = self.about["seen"]
         size = self.key["size"] or seen
         if not self.tops:
             self.begin(acts)
@@ -118,7 +123,7 @@ class Part:
         for i in np.flatnonzero(entered):
             x = pixels[i] if size == seen else F.interpolate(pixels[i][None].float(), size, mode="bicubic", antialias=True)[0].round().clamp(0, 255).to(torch.uint8)
             self.pool.put(at[i], names[i], x.numpy())
-        self.about |= {"images": self.about["images"] + len(at), "cursor": at[-1], "name": names[-1], "seen": seen, "size": size}
+        self.about |= {"images": self.about["images"] + len(at), "cursor": at[-1], "name": names[-1], "size": size}
 
     def save(self, done: bool = False): # done: the share is complete
         "Write the state; pictures it does not need are given up."
@@ -130,7 +135,7 @@ class Part:
             np.savez(f, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
         self.pool.release()
 
-# %% ../nbs/31_parts.ipynb #ac14f514
+# %% ../nbs/31_parts.ipynb #309ef1d5
 def write(out: Path, name: str, # a layer's folder is `out / name`
           parts: Sequence[tuple[dict, Mapping, np.ndarray]], # of all processes: what is known, arrays, pictures
           index, # places -> indexes in the source
@@ -142,7 +147,7 @@ def write(out: Path, name: str, # a layer's folder is `out / name`
     values, keys, slot = (np.concatenate(a[n], 1) for n in ("values", "keys", "slot"))
     at = best(values, keys, k)
     values, keys, slot, of = (*(np.take_along_axis(v, at, 1) for v in (values, keys, slot)), at // k)
-    rows, low, high = merged(a["priority"], a["rows"], about["most"]), np.min(a["low"], 0), np.max(a["high"], 0)
+    rows, low, high = merged(a["priority"], a["rows"], about["most"][name]), np.min(a["low"], 0), np.max(a["high"], 0)
     kept, cells = sum(map(len, rows)), sum(p["images"] for p, *_ in parts) * grid[0] * grid[1]
     level, dead, empty = thresholds(rows, q), low == high, 0
     with atomic(out / name) as tmp:
@@ -163,7 +168,7 @@ def write(out: Path, name: str, # a layer's folder is `out / name`
     named = {i: parts[p][0]["names"][str(j)] for i, j, p in zip(index(keys).ravel().tolist(), keys.ravel(), of.ravel())}
     return {"units": len(units), "grid": grid, "cells": cells, "kept": kept, "rank_error": rank_error(kept, cells, q, len(units)), "dead": told, "empty_masks": empty}, named
 
-# %% ../nbs/31_parts.ipynb #04cadeb0
+# %% ../nbs/31_parts.ipynb #4dffa319
 def few(k: int, n: int) -> str: return f"{k} exemplars per unit were asked for and there are {n} images: give k={n} or fewer, or more images"
 
 def gather(out: Path) -> list[tuple[dict, Mapping, np.ndarray]]: # what is known, arrays, pictures
@@ -180,10 +185,13 @@ def gather(out: Path) -> list[tuple[dict, Mapping, np.ndarray]]: # what is known
     if images < k:
         shutil.rmtree(out / "parts") # a run with a smaller k begins anew
         raise ValueError(few(k, images) + (f" ({len(skipped)} could not be read; the first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""))
+    lengths = {}
+    for about, *_ in parts:
+        for j, n in about["lengths"].items(): lengths[int(j)] = max(n, lengths.get(int(j), 0))
     parts = [p for p in parts if p[0]["images"]]
     sizes = sorted({"x".join(map(str, p["seen"])) for p, *_ in parts})
     if len(sizes) > 1: raise ValueError(f"the images of two parts reach the encoder as {sizes[0]} and as {sizes[1]}: all need one size")
-    for about, *_ in parts: about["skipped"] = skipped
+    for about, *_ in parts: about |= {"skipped": skipped, "lengths": lengths}
     return [(about, arrays, np.memmap(f / "pictures", np.uint8, "r").reshape(-1, 3, *about["size"])) for about, arrays, f in parts]
 
 def merge(out: str | Path, # the folder given to `exemplars`
@@ -193,10 +201,8 @@ def merge(out: str | Path, # the folder given to `exemplars`
     out = Path(out)
     if (out / "exemplars.json").exists(): return out
     parts = gather(out)
-    about, lengths = parts[0][0], {}
-    for p, *_ in parts:
-        for j, n in p["lengths"].items(): lengths[int(j)] = max(n, lengths.get(int(j), 0))
-    first = np.array([0, *accumulate(lengths.get(j, 0) for j in range(max(lengths)))])
+    about = parts[0][0]
+    first = np.array([0, *accumulate(about["lengths"].get(j, 0) for j in range(max(about["lengths"])))]) # index of a block's first image
     def index(keys): return first[keys >> SHIFT] + (keys & ((1 << SHIFT) - 1))
     room(out, sum(map(len, about["units"].values())), about["key"]["k"], about["size"])
     layers, names = {}, {}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANGED', 'FitConfig', 'rate', 'Order', 'rng_for', 'groups', 'trained_state', 'save_checkpoint', 'read_checkpoint',
-           'load_checkpoint', 'fit', 'rehearse']
+           'load_checkpoint', 'fit', 'moved', 'rehearse']
 
 # %% ../nbs/28_train.ipynb #784fc840
 import inspect, json, math, signal, sys, threading, time
@@ -228,7 +228,7 @@ def _update(model, parts, opt, cfg, acc, step):
     opt.step(); opt.zero_grad(set_to_none=True)
     return total
 
-# %% ../nbs/28_train.ipynb #324c5404
+# %% ../nbs/28_train.ipynb #39a60370
 CHANGED = ("the run goes on with other processes ({} before, {} now): the batch of an update grows or shrinks with them while the learning rate stays; indexed data goes on at "
            "the next item, a stream at its next pass.")
 
@@ -283,7 +283,7 @@ def fit(module:nn.Module, # `module(batch, rng) -> (summed loss, count)`; frozen
         try:
             for step in bar:
                 parts, place = zip(*(next(batches) for _ in range(cfg.accumulate)))
-                parts, place = [_to(b, acc.device) for b in parts], place[-1]
+                parts, place = [moved(b, acc.device) for b in parts], place[-1]
                 seen += _update(model, parts, raw, cfg, acc, step); done = step + 1
                 if done % cfg.log_every == 0 or done % cfg.save_every == 0 or done == cfg.steps: flush(done)
                 if done % cfg.save_every == 0 or done == cfg.steps: keep(done)
@@ -294,13 +294,14 @@ def fit(module:nn.Module, # `module(batch, rng) -> (summed loss, count)`; frozen
     module.eval()
     return {"steps": done, "seconds": round(time.time() - t0, 1), "loss": loss, "world": acc.num_processes}
 
-def _to(batch, device):
+def moved(batch, device):
+    "Tensors of a batch on a device, whatever holds them."
     if isinstance(batch, torch.Tensor): return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict): return {k: _to(v, device) for k, v in batch.items()}
-    if isinstance(batch, (list, tuple)): return type(batch)(_to(v, device) for v in batch)
+    if isinstance(batch, dict): return {k: moved(v, device) for k, v in batch.items()}
+    if isinstance(batch, (list, tuple)): return type(batch)(moved(v, device) for v in batch)
     return batch
 
-# %% ../nbs/28_train.ipynb #22d5a568
+# %% ../nbs/28_train.ipynb #623b1d26
 def rehearse(module:nn.Module, data, cfg:FitConfig, # as for `fit`
              world:int=1, # processes of the run that is planned
              part:int|None=None, # items tried at once; all of the batch on an accelerator, at most four on a CPU
@@ -314,7 +315,7 @@ def rehearse(module:nn.Module, data, cfg:FitConfig, # as for `fit`
     raw, times = getattr(opt, "optimizer", opt), []
     module.train()
     for k in range(2):
-        batch = _to(data.batch(np.arange(k * part, (k + 1) * part) % len(data), rng_for(cfg.seed, 3, k)), acc.device)
+        batch = moved(data.batch(np.arange(k * part, (k + 1) * part) % len(data), rng_for(cfg.seed, 3, k)), acc.device)
         t = time.time()
         _update(model, [batch], raw, cfg, acc, 0)
         if acc.device.type == "cuda": torch.cuda.synchronize()

@@ -135,13 +135,13 @@ def _read(cfg, devil, bs, rank, world, skipped, done, start):
         names, texts, x, places = zip(*part)
         yield {"names": names, "texts": texts, "x": torch.stack(x), "place": places[-1]}
 
-# %% ../../nbs/devil/07_evaluate.ipynb #9ed01456
+# %% ../../nbs/devil/07_evaluate.ipynb #f48dbc4e
 _SHAPING = ("model", "encoder", "lm", "layers", "data", "captions", "root", "image_key", "caption_key", "units", "part", "scenes", "limit",
             "batch", "decode") # what changes captions
 
 def _parts(cfg)->Path: # the folder of the unfinished captions of this configuration
-    folder = Path(str(cfg.get("model", "")))
-    weights = file_hash(folder/"weights.safetensors") if (folder/"weights.safetensors").is_file() else None
+    path = Path(str(cfg.get("model", "zoo")))/"weights.safetensors"
+    weights = file_hash(path) if path.is_file() else None
     return Path(cfg["out"])/f"parts-{stable_hash([weights, {k: cfg[k] for k in _SHAPING if cfg.get(k) is not None}])[:12]}"
 
 def _lines(folder)->Iterator[dict]: # finished batches, file by file
@@ -175,7 +175,7 @@ def caption_set(cfg:dict, # see `step`
             bar.update(len(b["names"]))
     return folder
 
-# %% ../../nbs/devil/07_evaluate.ipynb #ede6e387
+# %% ../../nbs/devil/07_evaluate.ipynb #33952929
 def stem(outname:str, way:str)->str: # `all`, or a layer
     "How the files of one way of asking begin."
     return f"{outname}-{'all' if way == 'all' else 'layer' + way.removeprefix('layer')}_features_val"
@@ -201,42 +201,46 @@ def per_token(costs:Sequence, # (nll, tokens) of every item
     return {"loss": float(c[:, 0].sum() / c[:, 1].sum()), "loss_lo": lo, "loss_hi": hi, "tokens": int(c[:, 1].sum())}
 
 def _others(cfg): # captions of other data, for the constant one
-    if cfg.get("data") is None: return [[t] for t in _scenes(cfg, 0, 512, split="train").texts]
-    return [x.captions for x in islice(stream(cfg["train"], captions=cfg.get("train_captions")), 512)] if cfg.get("train") else None
+    if cfg.get("data") is None: return [[t] for t in _scenes(cfg, 0, 256, split="train").texts]
+    return [x.captions for x in islice(stream(cfg["train"], captions=cfg.get("train_captions")), 256)] if cfg.get("train") else None
 
 def judged(cfg:dict)->dict:
     "The part of a configuration that says how captions are scored: arguments of `metrics`."
     return {k: cfg[k] for k in ("tokenizer", "bert", "java", "repeats", "seed") if cfg.get(k) is not None}
 
-def write(cfg:dict, devil:Devil, asked:dict[str, list[str]], folder:Path)->dict: # n, rows of the table, files, what was left out
-    "Put the parts together, score them, and write the files."
-    out, skipped = Path(cfg["out"]), Skipped(folder/"skipped.jsonl")
+def _unit(where, name): return name if name in where else name.rpartition("/")[0] # an exemplar's name is its unit's and a number
+
+def _everything(cfg, folder, skipped): # `gathered`, with the units that cannot be seen; {unit: place}; captions of other data
     refs, said = gathered(folder, skipped)
-    where, pool = {}, None
     if cfg.get("units"):
         from vlnotes.devil.neurons import EMPTY
         where, notes, pool = _about(cfg)
-        unit = lambda n: n if n in where else n.rpartition("/")[0] # an exemplar's name is its unit's and a number
-        unseen = {} if cfg.get("limit") else {n: notes[unit(n)] for n, why in skipped if why == EMPTY}
-        refs, said = refs | unseen, {way: v | {n: ("", 0., 0) for n in unseen} for way, v in said.items()}
-    if not refs:
-        first = next(iter(skipped), None)
-        raise ValueError(f"nothing in {cfg.get('data') or cfg.get('units')} could be captioned and scored" + (f"; the first of {len(skipped)}: {': '.join(first)}" if first else ""))
-    blind, lacks = {}, {}
+        unseen = {} if cfg.get("limit") else {n: notes[_unit(where, n)] for n, why in skipped if why == EMPTY}
+        refs = dict(sorted((refs | unseen).items()))
+        said = {way: {n: v.get(n, ("", 0., 0)) for n in refs} for way, v in said.items()}
+    else: where, pool = {}, _others(cfg)
+    if refs: return refs, said, where, pool
+    first = next(iter(skipped), None)
+    raise ValueError(f"nothing in {cfg.get('data') or cfg.get('units')} could be captioned and scored" + (f"; the first of {len(skipped)}: {': '.join(first)}" if first else ""))
+
+def write(cfg:dict, devil:Devil, asked:dict[str, list[str]], folder:Path)->dict: # n, rows of the table, files, what was left out
+    "Put the parts together, score them, and write the files."
+    skipped, blind, lacks, files = Skipped(folder/"skipped.jsonl"), {}, {}, []
+    refs, said, where, pool = _everything(cfg, folder, skipped)
     for way, layers in asked.items():
         try: blind[way] = devil.blind(layers)
         except ValueError as e: lacks["blind"] = str(e)
     words = {way: {n: v[0] for n, v in by.items()} for way, by in said.items()}
-    rows = [_finite(r) for r in table(words, refs, pool or _others(cfg), blind, **judged(cfg))]
+    rows = [_finite(r) for r in table(words, refs, pool, blind, **judged(cfg))]
     for r in rows:
         if r["who"] in words: r |= per_token([v[1:] for v in said[r["who"]].values()], cfg.get("repeats", 1000), cfg.get("seed", 0))
-    left, files = skipped.summary(100), []
+    left = skipped.summary(100)
     for way in asked:
         own = next(r for r in rows if r["who"] == way)
         base = {r["who"]: {k: v for k, v in r.items() if k not in ("who", "of")} for r in rows if r["who"] == "constant" or r.get("of") == way}
         missing = {n: "it was not asked for" for n in NAMES if n not in own} | own.get("skipped", {}) | lacks
-        one, two = (out/f"{stem(cfg.get('outname', 'devil'), way)}-{what}.json" for what in ("captions", "metrics-overall"))
-        write_json(one, {n: where[unit(n)] | {"caption": t} for n, t in words[way].items()} if where else words[way])
+        one, two = (Path(cfg["out"])/f"{stem(cfg.get('outname', 'devil'), way)}-{what}.json" for what in ("captions", "metrics-overall"))
+        write_json(one, {n: where[_unit(where, n)] | {"caption": t} for n, t in words[way].items()} if where else words[way])
         write_json(two, {k: v for k, v in own.items() if k not in ("who", "skipped")} |
                    {"skipped": missing, "baselines": base, "model": devil.run, "layers": asked[way], "left_out": left})
         files += [one.name, two.name]
@@ -265,7 +269,7 @@ def step(cfg:dict # the table above
     wait()
     return {"processes": world, **write(cfg, devil, asked, folder)} if rank == 0 else None
 
-# %% ../../nbs/devil/07_evaluate.ipynb #1ebd3268
+# %% ../../nbs/devil/07_evaluate.ipynb #6a716de1
 def filename(name:str)->str: # without a suffix
     "A plain, unique file name for an id."
     plain = re.sub(r"[^\w.+=@ -]", "_", name)
@@ -290,14 +294,15 @@ def _picture(devil, x): # `(3, H, W)` as the encoder saw it -> PIL
 @torch.no_grad()
 def qualitative(devil:Devil, samples, # (id, image, references), (id, image), or `data.Sample`s
                 out, # folder of the pages
-                layers=None, # whose captions beside that of all layers together: as everywhere
+                layers=None, # whose captions beside that of all layers together: as everywhere, or [] for none
                 cells:Mapping|None=None, # layer -> `"all"` or `[(row, col), …]`; [[-1, -1]] is `"all"`, too
                 batch:int=16, # images encoded at once
                 kernel:int=1, # odd; cells are averaged with their neighbourhood
                 **options # of `decode.decode`
                )->Notes: # every caption that is on a page
     "Write a picture and a page of captions for each image."
-    names, out, notes, seen = select(devil.layers, layers), Path(out), [], set()
+    names = [] if layers == [] and len(devil.layers) > 1 else select(devil.layers, layers or None)
+    out, notes, seen = Path(out), [], set()
     cells = {select(devil.layers, [l])[0]: "all" if at == "all" or [tuple(c) for c in at] == [(-1, -1)] else [tuple(c) for c in at] for l, at in (cells or {}).items()}
     for rows in _samples(samples, batch):
         ids = [str(i) for i, *_ in rows]
@@ -319,7 +324,7 @@ def qualitative(devil:Devil, samples, # (id, image, references), (id, image), or
             notes.append(_note(devil, ids[i], sizes[i], l, cap, strange[i], rc, grid))
             if rc is None: said[i].append((l, cap.text))
             else: parts[i].setdefault(l, []).append((rc, cap.text))
-        for i, (name, _, refs) in enumerate(rows):
+        for i, (*_, refs) in enumerate(rows):
             with atomic(out/f"{filename(ids[i])}.png") as tmp: _picture(devil, x[i]).save(tmp, "PNG")
             with atomic(out/f"{filename(ids[i])}.txt") as tmp: tmp.write_text(_page(refs, said[i], parts[i]), encoding="utf-8")
     return Notes(notes)

@@ -148,7 +148,7 @@ def saliency(devil:Devil, feats:dict[str, Feat], # from `devil.encoder.features`
         out[name] = torch.stack([l[:, len(first):].sum(1) for l in logp], 1).view(B, N, -1).mT.unflatten(-1, grid)
     return out
 
-# %% ../../nbs/devil/03_explain.ipynb #565c8c5b
+# %% ../../nbs/devil/03_explain.ipynb #b6bfe58a
 def _batches(images, encoder, size):
     "(ids, sizes, `(B, 3, H, W)`) from `(id, image)` pairs or a tensor that is already prepared."
     if isinstance(images, Tensor): images = ((str(i), t) for i, t in enumerate(images))
@@ -234,7 +234,7 @@ def describer(model=None, encoder=None, device="cpu", **kw)->Devil: # what `vlno
     if model is None:
         name = (encoder or "zoo/convnet").removeprefix("zoo/")
         if encoder and not encoder.startswith("zoo/"):
-            raise ValueError(f"there is no ready translator for {encoder}; train one with `vlnotes run devil_captions -p encoder={encoder}` "
+            raise ValueError(f"there is no ready translator for {encoder}; train one with `vlnotes run devil_train -p encoder={encoder}` "
                              "on your captions and pass its folder with --model.")
         return Devil.load(f"zoo/devil-{name}", device=device, **kw)
     return Devil.load(model, encoder=encoder, device=device, **kw)

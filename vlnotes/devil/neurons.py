@@ -239,7 +239,7 @@ class UnitPairs:
         feats, absent = self.pooled.batch(unit, self.cfg.slots, None if self.by_unit else image)
         return batch({"feats": feats, "absent": absent}, [self.names[i] for i in ids], [self.notes[u] for u in unit], self.lm, self.cfg, self.seed, 0 if epochs is None else epochs)
 
-# %% ../../nbs/devil/05_neurons.ipynb #2c41a95e
+# %% ../../nbs/devil/05_neurons.ipynb #b51234d6
 SETTINGS = {"root": None, "names": None, "split": None, "own": False, "val": 0.1, "seed": 0, "by_unit": True, "how": "area", "cache": None, "dtype": "float32"}
 
 def opened(given:dict # some of `SETTINGS`
@@ -269,14 +269,17 @@ def held_out(cfg:dict, encoder:Backbone, lm:LM, devil:DevilConfig)->Callable: # 
     n, bs = min(len(p), val.get("limit") or len(p)), val.get("bs", 32)
     return lambda rank, world: (p.batch(range(a, min(a + bs, n))) for a in range(rank * bs, n, world * bs))
 
-def check(given:dict # some of `SETTINGS`
+def check(given:dict, # some of `SETTINGS`
+          channels:int|None=None # of all tokens of an image, for the size of the pooled features
          )->list[str]: # lines
-    "Whether the units of a configuration are there, and how to get them."
-    try: parts, _ = opened(given)
+    "Whether the units of a configuration are there and how to get them; what their features take."
+    try: parts, u = opened(given)
     except (OSError, ValueError) as e:
-        return [f"units     {given.get('names')}: missing ({str(e).splitlines()[0][:120]}); `vlnotes data milan` gets the published sets, `vlnotes.exemplars` makes those of your own network"]
-    own = {p: f"{len(u):,} units, {sum(map(len, u.notes)):,} notes" for p, u in parts.items() if len(u)}
-    return [f"units     {given['names']}: there; " + "; ".join(f"{p} {t}" for p, t in own.items())]
+        why, get = str(e).splitlines()[0], "`vlnotes data milan` gets the published sets"
+        return [f"units     {given.get('names')}: missing ({why[:160]}){'' if get in why else '; ' + get}, and `vlnotes.exemplars` makes those of your own network"]
+    lines = [f"units     {u['names']}: there; " + "; ".join(f"{p} {len(v):,} units, {sum(map(len, v.notes)):,} notes" for p, v in parts.items() if len(v))]
+    n = sum(k for v in parts.values() for k in v.k)
+    return lines + ([f"features  {n:,} exemplars go through the encoder once and take {n * channels * np.dtype(u['dtype']).itemsize / 1e9:.2f} GB"] if channels else [])
 
 # %% ../../nbs/devil/05_neurons.ipynb #f05a627d
 def _unit_note(devil, units, i, name, cap, n, layers): # cap: None where there is nothing to see

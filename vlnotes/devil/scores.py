@@ -45,15 +45,15 @@ def cell_table(devil:Devil, scenes:Scenes, layers=None)->list[dict]: # one row p
     extra = {"constant": [truth.constant()] * len(own), "shuffled": truth.shuffled(texts[best], own), "blind": [devil.blind([best])] * len(own)}
     return rows + [score(k, t) for k, t in extra.items()]
 
-# %% ../../nbs/devil/06_scores.ipynb #56603077
+# %% ../../nbs/devil/06_scores.ipynb #404935e2
 def whole_texts(devil:Devil, scenes:Scenes, layers=None)->list[str]: # one per scene
     "Captions of whole scenes from several layers together."
     names = select(devil.layers, layers)
     return [t for _, feats in _features(devil, scenes) for t in devil.say(whole(devil.net, feats, names))]
 
-def whole_table(devil:Devil, scenes:Scenes)->list[dict]:
-    "F1 of whole-image captions: all layers, each layer alone, and the baselines."
-    texts = {"all": whole_texts(devil, scenes), **{l: whole_texts(devil, scenes, [l]) for l in devil.layers}}
+def whole_table(devil:Devil, scenes:Scenes, layers=None)->list[dict]:
+    "F1 of whole-image captions: all layers, each layer alone (or some of them), and the baselines."
+    texts = {"all": whole_texts(devil, scenes), **{l: whole_texts(devil, scenes, [l]) for l in select(devil.layers, layers)}}
     n = len(scenes)
     texts |= {"constant": [truth.constant()] * n, "shuffled": truth.shuffled(texts["all"]), "blind": [devil.blind()] * n}
     return [{"who": k, **truth.f1(t, scenes)} for k, t in texts.items()]

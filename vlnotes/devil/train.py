@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HIDE', 'MODE', 'SAME', 'AGAIN', 'kept', 'pool', 'hidden_layers', 'hidden_tokens', 'caption_loss', 'DevilTask',
-           'validate', 'prepare', 'mean_features', 'step', 'check', 'first']
+           'validate', 'prepare', 'mean_features', 'step', 'check', 'examples']
 
-# %% ../../nbs/devil/02_train.ipynb #2d5d2fbd
+# %% ../../nbs/devil/02_train.ipynb #68d8c724
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional as F
+from .. import docmnist
 from ..backbones import Backbone, load
 from ..data import stream
 from . import pairs as sources
@@ -25,7 +26,7 @@ from ..metrics import caption_scores
 from ..runs import read_json, write_json
 from ..sources import Skipped
 from ..text import LM, load_lm, make_lm, word_tokenizer
-from ..train import FitConfig, _to, fit, rehearse, rng_for
+from ..train import FitConfig, fit, moved, rehearse, rng_for
 
 # %% ../../nbs/devil/02_train.ipynb #99788c48
 HIDE, MODE, SAME, AGAIN = 990, 991, 992, 1000 # streams of draws: below 990 the cells of each slot; a redraw is AGAIN further
@@ -147,7 +148,7 @@ class DevilTask(nn.Module):
             loss, count = caption_loss(self.frozen[1], prompt, batch["ids"], batch["mask"])
         return loss.sum(), count.sum()
 
-# %% ../../nbs/devil/02_train.ipynb #c0c1a446
+# %% ../../nbs/devil/02_train.ipynb #44ceb3ef
 @torch.no_grad()
 def validate(task:DevilTask, batches, # of `pairs.once`: the share of this process
              device="cpu")->dict: # n, loss per token, Bleu_1..4, ROUGE_L, CIDEr
@@ -155,7 +156,7 @@ def validate(task:DevilTask, batches, # of `pairs.once`: the share of this proce
     was, rows = task.training, []
     task.eval()
     for b in batches:
-        b = _to(b, device)
+        b = moved(b, device)
         prompt = task.prompt(b, drop=False)
         loss, count = caption_loss(task.frozen[1], prompt, b["ids"], b["mask"])
         said = captions(task.frozen[1], prompt, task.cfg.max_length)
@@ -166,7 +167,7 @@ def validate(task:DevilTask, batches, # of `pairs.once`: the share of this proce
     scores = caption_scores([r[1] for r in rows], [r[2] for r in rows])
     return {"n": len(rows), "loss": sum(r[3] for r in rows) / sum(r[4] for r in rows), **scores}
 
-# %% ../../nbs/devil/02_train.ipynb #8b150231
+# %% ../../nbs/devil/02_train.ipynb #ae031765
 def _models(cfg, lm=None): # encoder, language model, DevilConfig; dimensions come from the loaded models
     encoder, lm = load(cfg["encoder"], dtype=cfg.get("dtype")), lm or load_lm(cfg["lm"], dtype=cfg.get("dtype"))
     sizes = dict(cfg.get("devil", {}))
@@ -198,7 +199,7 @@ def mean_features(task:DevilTask, pairs, items=512, batch=64)->dict[tuple, Tenso
     flow = (b for b, _ in pairs.start(batch)) if hasattr(pairs, "start") else (pairs.batch(range(a, min(a + batch, len(pairs)))) for a in range(0, len(pairs), batch))
     total, n, device = {}, 0, next(task.net.parameters()).device
     for b in flow:
-        b = _to(b, device)
+        b = moved(b, device)
         feats = None if "feats" in b else task.frozen[0].features(b["x"], list(task.cfg.layers))
         for k, (l, kind) in enumerate(task.cfg.slots):
             v = b["feats"][k] if feats is None else feats[l].cls if kind == "cls" else feats[l].x.mean(1)
@@ -244,7 +245,7 @@ def step(cfg:dict # configuration, with `out`: the folder of the run
         save(out, task.net, cfg["encoder"], cfg["lm"], trained_on=trained_on, run=result, skipped=skipped.summary(100))
     return result
 
-# %% ../../nbs/devil/02_train.ipynb #76dba4bb
+# %% ../../nbs/devil/02_train.ipynb #62604e9a
 class _Noise:
     "Random images and random captions of a given length, with the shapes of the real run."
     def __init__(self, encoder, lm, cfg, words=24): self.encoder, self.lm, self.cfg, self.words = encoder, lm, cfg, words
@@ -287,6 +288,9 @@ def check(cfg:dict, # as for `step`
               f"time      {r['seconds_per_step']:.2f} s per update of {fitting.bs} images, {r['hours']:.1f} hours for {fitting.steps:,} updates"]
     return "\n".join(lines)
 
-def first(cfg:dict, n:int)->list: # [(id, PIL image)]
-    "The first images of a run's data."
-    return [(s.id, s.image) for s, _ in zip(stream(cfg["data"], captions=cfg.get("captions")), range(n))]
+def examples(source:dict, # `data` and `captions`, as in the configuration
+             n:int)->list: # [(id, PIL image)]
+    "A few images of a source; drawn scenes of test handwriting where it is none."
+    if source.get("data"): return [(s.id, s.image) for s, _ in zip(stream(source["data"], **_options(source)), range(n))]
+    few = docmnist.generate(n, regions=(1, 3), split="test", seed=5, order="reading", unique=False)
+    return [(few.ids[i], few.image(i)) for i in range(n)]
