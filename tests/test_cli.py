@@ -15,7 +15,7 @@ def run(*args, **kw): return CliRunner().invoke(main, list(map(str, args)), **kw
 
 
 @pytest.mark.parametrize("args, told", [
-    (["descirbe"], "describe"), (["run", "devil_caption"], "devil_captions"), (["run", "devil_captions", "-p", "stpes=3"], "steps"),
+    (["descirbe"], "describe"), (["run", "devil_caption"], "devil_captions"), (["run", "devil_train", "-p", "stpes=3"], "steps"),
     (["run", "devil_captions", "--preset", "smal"], "small"), (["describe", "--by", "devli"], "devil"), (["describe", "no/such/photo.jpg"], "no/such/photo.jpg"),
     (["describe", "--layers", "layer44"], "layer4"), (["data", "mnits"], "mnist"), (["cite", "devli"], "devil"), (["data", "docmnist", "-o", "n"], "NAME=VALUE"), (["experiments", "--copy", "zoo"], "folder"),
     (["describe", "--units", "layer4"], "LAYER:IDS"), (["run", "no/such.ipynb"], "no/such.ipynb"), (["step", "devil.trian", "x.json"], "x.json")])

@@ -63,7 +63,7 @@ def test_a_corrupt_picture_is_skipped_and_listed(tmp_path):
 
 @pytest.mark.parametrize("options, told", [
     (dict(layers="layer9"), "layer9"), (dict(by="devli"), "devil"), (dict(model="no/such/folder"), "no/such/folder"),
-    (dict(encoder="timm/resnet50"), "--model"), (dict(encoder="zoo/convent"), "convnet"), (dict(units={"layer4": [0]}), "units")])
+    (dict(encoder="timm/resnet50"), "--model"), (dict(encoder="zoo/convent"), "convnet"), (dict(units={"layer9": [0]}), "layer9"), (dict(units={"layer4": [999]}), "999")])
 def test_bad_requests_get_one_sentence(options, told, tmp_path):
     with pytest.raises((ValueError, OSError, RuntimeError), match=told) as e: job.describe(n=1, out=tmp_path/"run", **options)
     assert "\n" not in str(e.value).strip()
@@ -126,3 +126,12 @@ def test_killed_and_resumed_equals_never_killed(tmp_path, monkeypatch):
     texts = lambda out: [(n.image_id, n.layer, n.text, n.score) for n in Notes.read(out/"notes.parquet")]
     assert texts(again) == texts(whole) and not (again/"parts").exists() and not (whole/"parts").exists()
     with pytest.raises(FileExistsError, match="finished"): job.describe(n=5, batch=1, cells=False, out=tmp_path/"cut", resume=True)
+
+
+def test_units_are_described_by_the_images_they_respond_to(tmp_path):
+    out = job.describe(units={"layer4": [3, 7, 11], "layer3": [0]}, batch=2, out=tmp_path/"run")
+    notes = Notes.read(out/"notes.parquet")
+    assert sorted((n.layer, n.unit) for n in notes) == [("layer3", 0), ("layer4", 3), ("layer4", 7), ("layer4", 11)] and all(n.text for n in notes)
+    assert "What single units stand for" in (out/"report.html").read_text() and runs.read_json(out/"manifest.json")["data"]["units"] == 4
+    again = job.describe([out/"exemplars/layers"], units={"layer4": [7]}, out=tmp_path/"again")
+    assert [n.text for n in Notes.read(again/"notes.parquet")] == [n.text for n in notes if n.unit == 7]

@@ -420,6 +420,12 @@ def test_training_from_a_configuration_never_opens_the_test_units(world, tmp_pat
     found = describer(str(tmp_path/"run"), probe=world[0]/"drawn").tell({"layer4": [opened(small(world))[0]["test"].unit[0]]}, root=tmp_path)
     assert len(found) == 1 and found[0].layer == "layer4" and found[0].extra["dataset"] == "drawn"
 
+def test_a_describer_with_exemplars_describes_units_and_one_without_says_what_it_needs(world, tmp_path):
+    unit = world[1].unit[:2]
+    notes = describer(probe=world[0]/"drawn").describe((), units={"layer4": unit}, root=tmp_path)
+    assert notes.column("unit") == unit and set(notes.column("layer")) == {"layer4"} and all(notes.column("text"))
+    with pytest.raises(ValueError, match="exemplars"): describer().describe((), units={"layer4": unit})
+
 def test_held_out_units_come_once_whatever_the_processes(world):
     d = Devil.load("zoo/devil-convnet")
     cfg = {"units": small(world), "device": "cpu", "progress": False, "val": {"bs": 1}}

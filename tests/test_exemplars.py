@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -294,7 +293,7 @@ def test_drawn_scenes_are_a_source(tmp_path):
     from vlnotes import docmnist
     bb, s = load("zoo/convnet"), docmnist.generate(9, regions=1, seed=1)
     a, b = (run(bb, v, "layer4", tmp_path / n, source="s", units=[3]) for n, v in (("a", s), ("b", list(zip(s.ids, s.pixels())))))
-    assert same(a, b) and "train-000000" in (a / "images.csv").read_text()
+    assert same(a, b) and "train-00000" in (a / "images.csv").read_text()
 
 def test_pictures_on_disk_are_bounded(tmp_path):
     "Places of images that fell out of every list are used again."
@@ -342,6 +341,18 @@ def test_interrupted_anywhere(tmp_path, stop):
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): run(bb, cut(), "b", tmp_path / "cut", source="s", every=1, batch=3)
     assert same(run(bb, iter(x), "b", tmp_path / "cut", source="s", every=1, batch=3), run(bb, x, "b", tmp_path / "whole", source="s", batch=3))
+
+@pytest.mark.parametrize("which", [1, 3])
+def test_interrupted_while_saving(tmp_path, monkeypatch, which):
+    bb, x, savez, n = encoder(), pairs(pictures()), np.savez, []
+    def cut(f, **arrays):
+        n.append(f.write(b"half a file"))
+        if len(n) == which: raise KeyboardInterrupt
+        f.seek(0); savez(f, **arrays)
+    monkeypatch.setattr(np, "savez", cut)
+    with pytest.raises(KeyboardInterrupt): run(bb, x, "b", tmp_path / "cut", every=2, batch=3)
+    monkeypatch.undo()
+    assert same(run(bb, x, "b", tmp_path / "cut", every=2, batch=3), run(bb, x, "b", tmp_path / "whole", batch=3))
 
 def test_interrupted_with_damaged_images_and_shards(tmp_path, monkeypatch):
     bb, x = encoder(), pictures(30)
@@ -430,11 +441,12 @@ def test_step_is_one_share(tmp_path, monkeypatch):
 
 # bad input
 
-@pytest.mark.parametrize("kw,words", [({"layers": "c"}, "layer 'c' of net gives one vector per image"), ({"layers": "bb"}, "no layer 'bb'"), ({"units": [6]}, "channels 0 to 5, not 6"),
-                                      ({"units": []}, "at least one"), ({"units": [1, 1]}, "each number once"), ({"units": {"x": [1]}}, "no layer among those asked for 'x'"),
-                                      ({"unit": lambda f: f.mean()}, r"\(7, 6\): \(7, 24\) \+ \(K,\)"), ({"unit": lambda f: f.x, "units": [9]}, "outputs 0 to 5, not 9"),
-                                      ({"quantile": 1}, "between 0 and 1"), ({"k": 0}, "k=0"), ({"upsample": "cubic"}, "not 'cubic'"), ({"rank": 2, "world": 2}, "outside a world of 2"),
-                                      ({"memory": .001}, "too few for a 0.99 quantile"), ({"k": 41}, "41 exemplars .* there are 40 images: give k=40 or fewer"), ({"root": "x"}, "root= is for files")])
+@pytest.mark.parametrize("kw,words", [
+    ({"layers": "c"}, "layer 'c' of net gives one vector per image"), ({"layers": "bb"}, "no layer 'bb'"), ({"units": [6]}, "channels 0 to 5, not 6"),
+    ({"units": []}, "at least one"), ({"units": [1, 1]}, "each number once"), ({"units": {"x": [1]}}, "no layer among those asked for 'x'"),
+    ({"unit": lambda f: f.mean()}, r"\(7, 6\): \(7, 24\) \+ \(K,\)"), ({"unit": lambda f: f.x, "units": [9]}, "outputs 0 to 5, not 9"),
+    ({"quantile": 1}, "between 0 and 1"), ({"k": 0}, "k=0"), ({"upsample": "cubic"}, "not 'cubic'"), ({"rank": 2, "world": 2}, "outside a world of 2"),
+    ({"memory": .001}, "too few for a 0.99 quantile"), ({"k": 41}, "41 exemplars .* there are 40 images: give k=40 or fewer"), ({"root": "x"}, "root= is for files")])
 def test_bad_arguments_are_one_sentence(tmp_path, kw, words):
     kw = {"layers": "a"} | kw
     with pytest.raises(ValueError, match=words) as e: run(encoder(), pairs(pictures()), kw.pop("layers"), tmp_path / "o", **kw)
@@ -456,7 +468,8 @@ def test_activations_that_are_not_finite(tmp_path):
         with pytest.raises(ValueError, match=rf"image 'i{top.argmax()}' gives layer 'a' a value that is not finite \(unit 4\)"):
             run(bb, pairs(x), "a", tmp_path / name, unit=broken, units=[0, 4])
 
-@pytest.mark.parametrize("image,words", [(np.zeros((3, 16, 24), np.float32), "is torch.float32 of shape"), (np.zeros((16, 24, 3), np.uint8), "give a PIL image"), (None, "is NoneType")])
+@pytest.mark.parametrize("image,words", [(np.zeros((3, 16, 24), np.float32), "is torch.float32 of shape"),
+                                         (np.zeros((16, 24, 3), np.uint8), "give a PIL image"), (None, "is NoneType")])
 def test_pixels_of_another_kind(tmp_path, image, words):
     with pytest.raises(ValueError, match=words): run(encoder(), [("x", image)] * 9, "a", tmp_path / "o")
 

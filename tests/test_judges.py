@@ -92,7 +92,7 @@ for line in sys.stdin:
     assert lines[1] == "SCORE ||| café ||| un café"
     judges._jvm(os.getpid())[0].kill()
 
-@pytest.mark.parametrize("answer, error", [("print('what?', flush=True)", None), ("pass", KeyboardInterrupt)])
+@pytest.mark.parametrize("answer, error", [("print('what?\\n' * (1 + ('EVAL' in line)), end='', flush=True)", None), ("pass", KeyboardInterrupt)])
 def test_a_conversation_that_broke_off_is_not_continued(home, tmp_path, monkeypatch, answer, error):
     java(tmp_path, monkeypatch, f"for line in sys.stdin: {answer}")
     if error:

@@ -88,9 +88,9 @@ def test_metadata_is_what_settings_say(tmp_path):
     c, m = cp["DEFAULT"], metadata(tmp_path)
     extras = m["extras_require"]
     assert m["install_requires"] == c["requirements"].split() and m["version"] == c["version"]
-    assert set(extras) == {"clip", "text", "data", "explore", "docs", "dev", "all"}
-    assert set(extras["all"]) == {r for e in ("clip", "text", "data", "explore") for r in extras[e]}
-    assert {r for e in ("clip", "text", "data") for r in extras[e]} <= set(extras["dev"])
+    assert set(extras) == {"clip", "text", "data", "bert", "java", "explore", "docs", "dev", "all"}
+    assert set(extras["all"]) == {r for e in ("clip", "text", "data", "bert", "java", "explore") for r in extras[e]}
+    assert {r for e in ("clip", "text", "data", "bert", "java") for r in extras[e]} <= set(extras["dev"])
     assert {"nbdev>=2.4.14,<3", "fastcore<2", "execnb<0.2"} <= set(extras["dev"])
     assert m["entry_points"]["console_scripts"] == ["vlnotes=vlnotes.cli:main"]
     assert all("=vlnotes." in d for d in m["entry_points"]["vlnotes.describers"])

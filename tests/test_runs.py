@@ -252,6 +252,8 @@ def test_parameter_files(tmp_path):
     for name, text in {"q.yaml": "- 1\n- 2", "r.yaml": "a: [", "s.json": "{", "t.yaml": "\xff\xfe"}.items():
         (tmp_path/name).write_bytes(text.encode("latin-1"))
         with pytest.raises(ValueError, match=name): launcher.read_params(tmp_path/name)
+    (tmp_path/"theirs.yaml").write_text("lr: 0.5\ndata: 'pipe:rm -rf /tmp/x'\n")
+    with pytest.raises(ValueError, match="holds a command in data; commands are run only where you type them"): launcher.read_params(tmp_path/"theirs.yaml")
     with pytest.raises(FileNotFoundError, match="no parameter file"): launcher.read_params(tmp_path/"none.yaml")
     notebook(tmp_path/"k.ipynb", parameters="api_key = None")
     with pytest.raises(ValueError, match="api_key was masked"): launcher.check_params(tmp_path/"k.ipynb", {"api_key": "***"})
@@ -470,3 +472,8 @@ def test_question_and_copies(tmp_path, monkeypatch):
     assert not (tmp_path/"one/t.ipynb").exists()
     with pytest.raises(FileNotFoundError, match="no experiment or tutorial 'b'"): launcher.copy("b", tmp_path/"three")
     assert isinstance(real("experiments"), dict)
+
+
+def test_signatures_of_addresses_are_masked():
+    kept = runs.masked({"data": "https://host/{00..09}.tar?X-Amz-Signature=abcdef&x=1", "other": "https://host/a?se=1&sig=q%2B1"})
+    assert kept == {"data": "https://host/{00..09}.tar?X-Amz-Signature=***&x=1", "other": "https://host/a?se=1&sig=***"}

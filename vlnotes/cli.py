@@ -131,7 +131,7 @@ def step(name, config):
     if "RANK" in os.environ: # a worker's threads may still talk to the others while Python shuts down; the work is written
         sys.stdout.flush(); sys.stderr.flush(); os._exit(0)
 
-# %% ../nbs/90_cli.ipynb #537da76c
+# %% ../nbs/90_cli.ipynb #f2689750
 def _options(pairs): # ("n=3", "layers=-1,-2") -> {"n": 3, "layers": [-1, -2]}
     if odd := [o for o in pairs if not o.partition("=")[0] or "=" not in o]: raise ValueError(f"-o {odd[0]!r} is not NAME=VALUE.")
     return {k: launcher.parse_value(v, k) for k, v in (o.split("=", 1) for o in pairs)}
@@ -140,7 +140,7 @@ def _options(pairs): # ("n=3", "layers=-1,-2") -> {"n": 3, "layers": [-1, -2]}
 @click.argument("method")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder.")
-@click.option("-o", "options", multiple=True, metavar="NAME=VALUE", help="An option of the importer, such as encoder=timm/resnet50@FILE.")
+@click.option("-o", "options", multiple=True, metavar="NAME=VALUE", help="An option of the importer, such as lm=FOLDER.")
 def import_(method, file, out, options):
     "Turn a checkpoint FILE (or folder) of METHOD's original code into a folder of this package."
     known = {e.name: e for e in entry_points(group="vlnotes.importers")}

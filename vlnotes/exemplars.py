@@ -94,7 +94,7 @@ def _ahead(f, items, workers, most):
             while under_way: yield under_way.popleft().result()
         finally: pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../nbs/32_exemplars.ipynb #940e206c
+# %% ../nbs/32_exemplars.ipynb #1725bacf
 def _plan(backbone, layers, unit, units) -> dict[str, tuple[Callable | None, list[int] | None]]:
     "Layer -> (function of the unit, numbers of units). Raises `ValueError` where a layer has no map or a unit does not exist."
     plan = {}
@@ -102,7 +102,8 @@ def _plan(backbone, layers, unit, units) -> dict[str, tuple[Callable | None, lis
         info, (fn, chosen) = backbone.info(n), (v.get(n) if isinstance(v, Mapping) else v for v in (unit, units))
         if info.grid[0] * info.grid[1] < 2: raise ValueError(f"layer '{n}' of {backbone.name} gives one vector per image, not a map, so its units have no regions")
         chosen = None if chosen is None else [int(u) for u in chosen]
-        if chosen is not None and (not chosen or len(set(chosen)) < len(chosen)): raise ValueError(f"units of layer '{n}' are {chosen}: each number once, and at least one")
+        if chosen is not None and (not chosen or len(set(chosen)) < len(chosen)):
+            raise ValueError(f"units of layer '{n}' are {chosen}: each number once, and at least one")
         if chosen and not fn: activations(Feat(torch.empty(1, 1, info.channels), (1, 1), n), chosen)
         plan[n] = fn, chosen
     for v in (unit, units):
@@ -115,11 +116,12 @@ def _encode(backbone, plan, pixels) -> dict[str, tuple[Tensor, tuple[int, int]]]
     for n, f in backbone.features(backbone.normalise(torch.stack(pixels)), list(plan), cls=False).items():
         fn, chosen = plan[n]
         z = f.x if fn is None else activations(f, fn)
-        if chosen and not 0 <= min(chosen) <= max(chosen) < z.shape[2]: raise ValueError(f"the unit of layer '{n}' has outputs 0 to {z.shape[2] - 1}, not {min(chosen)} to {max(chosen)}")
+        if chosen and not 0 <= min(chosen) <= max(chosen) < z.shape[2]:
+            raise ValueError(f"the unit of layer '{n}' has outputs 0 to {z.shape[2] - 1}, not {min(chosen)} to {max(chosen)}")
         out[n] = z if chosen is None else z[..., chosen], f.grid
     return out
 
-# %% ../nbs/32_exemplars.ipynb #3681d283
+# %% ../nbs/32_exemplars.ipynb #743e9c66
 def _again(part, backbone, plan, stream):
     "Take up a saved share: its last image is read once more, and must be the same to the same encoder and units."
     at, name, x = next(stream, (None, None, ""))
@@ -127,7 +129,9 @@ def _again(part, backbone, plan, stream):
     for n, (act, _) in acts.items():
         z, old = act[0].amax(0).float().cpu().numpy(), part.last[n]
         if z.shape != old.shape or not np.allclose(z, old, rtol=.02, atol=.02 * np.abs(old).max()): acts = {}; break
-    if not acts: raise ValueError(f"{part.folder} was begun with other images or units: image '{part.about['name']}' is not where it was, or gives other activations; give another folder")
+    if not acts:
+        raise ValueError(f"{part.folder} was begun with other images or units: image '{part.about['name']}' is not where it was, or gives other activations; "
+                         "give another folder")
     part.begin(acts)
 
 def _fill(part, backbone, plan, stream, batch, every, skipped, bar):
@@ -158,7 +162,7 @@ def _begun(out, key, world) -> bool:
     if not parts and (odd := [n for n in key["layers"] if (out / n).exists()]): raise FileExistsError(f"{out / odd[0]} exists already; give another folder")
     return False
 
-# %% ../nbs/32_exemplars.ipynb #32faddd6
+# %% ../nbs/32_exemplars.ipynb #489864c3
 def exemplars(backbone: Backbone, # frozen encoder
               samples, # a source of images as in `data.stream`, a sequence, or an iterable of (id, image)
               layers, # as everywhere; any module that gives a map
@@ -183,15 +187,16 @@ def exemplars(backbone: Backbone, # frozen encoder
     """The top images of every unit, each with the region where the unit is above its quantile.
 
     Raises `ValueError` for a layer without a map, activations that are not finite or fewer images than `k`, `FileExistsError` where `out` holds something else."""
-    if not 0 < quantile < 1 or k < 1 or batch < 1: raise ValueError(f"quantile={quantile}, k={k}, batch={batch}: a quantile lies between 0 and 1, the others are 1 or more")
+    if not 0 < quantile < 1 or k < 1 or batch < 1:
+        raise ValueError(f"quantile={quantile}, k={k}, batch={batch}: a quantile lies between 0 and 1, the others are 1 or more")
     if upsample not in ("bilinear", "bicubic", "nearest"): raise ValueError(f"upsample is 'bilinear', 'bicubic' or 'nearest', not {upsample!r}")
     if not 0 <= rank < world: raise ValueError(f"rank {rank} is outside a world of {world}")
     if device: backbone.to(device)
     out, skipped, size = Path(out), sources.Skipped() if skipped is None else skipped, size and list(pair(size))
     plan = _plan(backbone, layers, unit, units)
     given = shown(source or (samples if isinstance(samples, (str, Path)) else f"{len(samples)} items" if hasattr(samples, "__len__") else "a stream"))
-    key = key_of(backbone, list(plan), given, "float32") | {"k": k, "quantile": quantile, "size": size, "upsample": upsample, "memory": memory,
-           "seed": seed, "units": {n: u for n, (_, u) in plan.items()}, "unit": {n: getattr(f, "__name__", type(f).__name__) if f else "channel" for n, (f, _) in plan.items()}}
+    key = key_of(backbone, list(plan), given, "float32") | {"k": k, "quantile": quantile, "size": size, "upsample": upsample, "memory": memory, "seed": seed,
+           "unit": {n: getattr(f, "__name__", type(f).__name__) if f else "channel" for n, (f, _) in plan.items()}, "units": {n: u for n, (_, u) in plan.items()}}
     if _begun(out, key, world): return out
     blocks, total = _blocks(samples, skipped, options)
     if total is not None and total < k: raise ValueError(few(k, total))

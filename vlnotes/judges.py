@@ -6,7 +6,7 @@
 __all__ = ['OUTSIDE', 'ROBERTA_LARGE', 'NAMES', 'lacking', 'tokenize', 'meteor', 'java_scores', 'bert_score', 'intervals',
            'metrics', 'constant', 'table']
 
-# %% ../nbs/25_judges.ipynb #034d56d3
+# %% ../nbs/25_judges.ipynb #9e3fbbe1
 import json
 import os
 import shutil
@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,7 +74,7 @@ def tokenize(
     if tokenizer == "stanford" and texts: return _stanford(list(texts))
     return [ptb_tokenize(t) for t in texts]
 
-# %% ../nbs/25_judges.ipynb #60c90697
+# %% ../nbs/25_judges.ipynb #424ba2da
 @lru_cache(1)
 def _jvm(process: int): # one per process: a fork must not talk to its parent's
     errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
@@ -90,7 +91,7 @@ def _ask(line: str, answers: int = 1) -> list[str]:
         said = [jvm.stdout.readline() for _ in range(answers)]
         if all(said): return said
     except OSError: pass # it ended before it could read
-    jvm.wait(10)
+    with suppress(subprocess.TimeoutExpired): jvm.wait(10)
     errors.seek(0)
     raise RuntimeError(f"the Java program of METEOR ended: {_last(errors.read())}")
 

@@ -6,7 +6,7 @@
 __all__ = ['experiments', 'find_notebook', 'parameters', 'question', 'copy', 'parse_value', 'read_params', 'check_params',
            'run_notebook', 'check']
 
-# %% ../nbs/07_launcher.ipynb #aa6f2b8d
+# %% ../nbs/07_launcher.ipynb #fe8e8da1
 import ast, os, re, shutil, sys, tempfile, tokenize
 from io import StringIO
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import vlnotes
 from .runs import begin, checkout, file_hash, finish, masked, nearest, new_run, read_json
 
-# %% ../nbs/07_launcher.ipynb #1d56c35e
+# %% ../nbs/07_launcher.ipynb #c80d915c
 def _shipped(kind): # notebooks of a kind: in the source tree, or in the installed package
     folder = top/"nbs" if (top := checkout()) else Path(vlnotes.__file__).parent
     return {p.stem: p for p in sorted((folder/kind).glob("*.ipynb")) if p.name[0] not in "._"}
@@ -67,7 +67,7 @@ def parameters(
             f"{ast.unparse(s)[:60]!r} is not `name = literal`") from None
     return found
 
-# %% ../nbs/07_launcher.ipynb #67749c05
+# %% ../nbs/07_launcher.ipynb #bcc674f6
 def question(
     nb: str | Path, # a notebook or an experiment's name
 ) -> str: # one line
@@ -91,7 +91,7 @@ def copy(
     folder.mkdir(parents=True, exist_ok=True)
     return [Path(shutil.copy(p, folder/p.name)) for p in chosen.values()]
 
-# %% ../nbs/07_launcher.ipynb #97a9ede1
+# %% ../nbs/07_launcher.ipynb #1de2e40b
 def _yaml(text, what):
     import yaml
 
@@ -131,9 +131,11 @@ def read_params(
     except UnicodeDecodeError: raise ValueError(f"{path} is not a text file") from None
     if isinstance(values, dict) and isinstance(values.get("params"), dict) and "versions" in values: values = values["params"]
     if not isinstance(values, dict): raise ValueError(f"{path} must hold `name: value` lines, not {type(values).__name__}")
+    if bad := [k for k, v in values.items() if str(v).lstrip("['\" ").startswith("pipe:")]: # a file may be somebody else's
+        raise ValueError(f"{path} holds a command in {bad[0]}; commands are run only where you type them: -p {bad[0]}='pipe:...'")
     return values
 
-# %% ../nbs/07_launcher.ipynb #739e44cb
+# %% ../nbs/07_launcher.ipynb #1cedb96b
 def check_params(
     nb: str | Path, # a notebook or an experiment's name
     given=(), # {name: value}, or `NAME=VALUE` strings; text is parsed as YAML
@@ -158,7 +160,7 @@ def check_params(
         found[k] = value
     return found
 
-# %% ../nbs/07_launcher.ipynb #afda6822
+# %% ../nbs/07_launcher.ipynb #486438bc
 def _papermill(node, path, params, timeout, progress, run_dir):
     import papermill
     from jupyter_client import AsyncKernelManager
@@ -196,7 +198,7 @@ def _execute(node, path, params, timeout, progress, run_dir): # runs it; a failu
         else: why = "failed: " + f"{e.ename}: {e.evalue}".strip().split("\n")[0]
         raise RuntimeError(f"{path.stem}: code cell {k} of {n} {why} (executed so far: {path})") from None
 
-# %% ../nbs/07_launcher.ipynb #d7ca40a9
+# %% ../nbs/07_launcher.ipynb #eda8a09c
 def run_notebook(
     nb: str | Path, # an experiment's name or a notebook
     params=None, # as in `check_params`
@@ -232,7 +234,7 @@ def run_notebook(
     finish(out, "done")
     return path
 
-# %% ../nbs/07_launcher.ipynb #5da92f4f
+# %% ../nbs/07_launcher.ipynb #8e916c19
 def _imports_only(source):
     try: body = ast.parse(source).body
     except SyntaxError: return False

@@ -47,7 +47,7 @@ class Pool:
         "Places of forgotten pictures may be used again."
         self.free = sorted(set(range(self.end)) - set(self.place.values()))
 
-# %% ../nbs/31_parts.ipynb #2b338db4
+# %% ../nbs/31_parts.ipynb #6f7184d4
 SHIFT = 40 # bits of an image's number in its block
 ARRAYS = ("values", "keys", "slot", "maps", "low", "high", "priority", "rows") # of a layer
 
@@ -58,7 +58,9 @@ def differ(a: Mapping, b: Mapping) -> str:
 def room(out: Path, n_units: int, k: int, size: Sequence[int]):
     "Raise `OSError` unless the disk has room for the exemplars of so many units: `4 * k` times the pixels of an image each."
     need, free = n_units * k * 4 * size[0] * size[1], shutil.disk_usage(out).free
-    if need > free: raise OSError(f"the exemplars of {n_units} units take {need / 2**30:.1f} GiB and {out} has {free / 2**30:.1f} GiB left: make room, choose units=, or a smaller size=")
+    if need > free:
+        raise OSError(f"the exemplars of {n_units} units take {need / 2**30:.1f} GiB and {out} has {free / 2**30:.1f} GiB left: "
+                      "make room, choose units=, or a smaller size=")
 
 def state(folder: Path) -> tuple[dict, Mapping[str, np.ndarray]]:
     "What is known of a share, and its arrays, which are read when asked for. Raises `ValueError` where the file is damaged."
@@ -135,7 +137,7 @@ class Part:
             np.savez(f, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
         self.pool.release()
 
-# %% ../nbs/31_parts.ipynb #309ef1d5
+# %% ../nbs/31_parts.ipynb #8987154c
 def write(out: Path, name: str, # a layer's folder is `out / name`
           parts: Sequence[tuple[dict, Mapping, np.ndarray]], # of all processes: what is known, arrays, pictures
           index, # places -> indexes in the source
@@ -166,9 +168,10 @@ def write(out: Path, name: str, # a layer's folder is `out / name`
         for n, v in (("units", np.array(units)), ("values", values), ("thresholds", level)): np.save(tmp / f"{n}.npy", v)
     told = [{"unit": units[u], "reason": f"its activation is {low[u]:g} in every cell of every image"} for u in np.flatnonzero(dead)]
     named = {i: parts[p][0]["names"][str(j)] for i, j, p in zip(index(keys).ravel().tolist(), keys.ravel(), of.ravel())}
-    return {"units": len(units), "grid": grid, "cells": cells, "kept": kept, "rank_error": rank_error(kept, cells, q, len(units)), "dead": told, "empty_masks": empty}, named
+    off = rank_error(kept, cells, q, len(units))
+    return {"units": len(units), "grid": grid, "cells": cells, "kept": kept, "rank_error": off, "dead": told, "empty_masks": empty}, named
 
-# %% ../nbs/31_parts.ipynb #4dffa319
+# %% ../nbs/31_parts.ipynb #ad797712
 def few(k: int, n: int) -> str: return f"{k} exemplars per unit were asked for and there are {n} images: give k={n} or fewer, or more images"
 
 def gather(out: Path) -> list[tuple[dict, Mapping, np.ndarray]]: # what is known, arrays, pictures
@@ -176,7 +179,8 @@ def gather(out: Path) -> list[tuple[dict, Mapping, np.ndarray]]: # what is known
     found = sorted((out / "parts").glob("*-of-*"))
     if not found: raise FileNotFoundError(f"there is no part of exemplars in {out}/parts: run `exemplars` first")
     folders = [out / "parts" / f"{r:04d}-of-{found[0].name[-4:]}" for r in range(int(found[0].name[-4:]))]
-    if absent := [f for f in folders if not (f / "state.npz").exists()]: raise FileNotFoundError(f"there is no {absent[0]}/state.npz: this process has not run to its end")
+    if absent := [f for f in folders if not (f / "state.npz").exists()]:
+        raise FileNotFoundError(f"there is no {absent[0]}/state.npz: this process has not run to its end")
     parts = [(*state(f), f) for f in folders]
     for about, _, f in parts:
         if bad := differ(about["key"], parts[0][0]["key"]): raise ValueError(f"{f} was made with {bad} as in the first part: all processes need the same arguments")

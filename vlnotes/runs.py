@@ -7,7 +7,7 @@ __all__ = ['PACKAGES', 'atomic', 'write_json', 'read_json', 'stable_hash', 'file
            'new_run', 'cite', 'masked', 'masked_argv', 'versions', 'peak_memory', 'begin', 'finish', 'manifest',
            'settings', 'run_step', 'launch']
 
-# %% ../nbs/05_runs.ipynb #e782a37d
+# %% ../nbs/05_runs.ipynb #ebf4ffdb
 import difflib, hashlib, importlib, json, os, platform, re, shutil, subprocess, sys, threading, time
 from collections import deque
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import vlnotes
 
-# %% ../nbs/05_runs.ipynb #e3dbd445
+# %% ../nbs/05_runs.ipynb #8b02f0c5
 @contextmanager
 def atomic(
     path: str | Path, # the file (or new folder) to write
@@ -37,7 +37,7 @@ def atomic(
         if tmp.is_dir(): shutil.rmtree(tmp)
         else: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/05_runs.ipynb #d0e2f8b4
+# %% ../nbs/05_runs.ipynb #83673ade
 def _plain(o):
     if is_dataclass(o) and not isinstance(o, type): return asdict(o)
     if isinstance(o, os.PathLike): return os.fspath(o)
@@ -68,7 +68,7 @@ def read_json(
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError): raise FileNotFoundError(f"there is no file {path}") from None
     except ValueError as e: raise ValueError(f"{path} is not JSON or is cut off: {e}") from None
 
-# %% ../nbs/05_runs.ipynb #c68c8cac
+# %% ../nbs/05_runs.ipynb #5d243916
 def stable_hash(
     obj, # anything `write_json` takes
 ) -> str: # 64 hexadecimal digits
@@ -82,7 +82,7 @@ def file_hash(
     "SHA-256 of a file's bytes, read in pieces."
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
-# %% ../nbs/05_runs.ipynb #6a38fd62
+# %% ../nbs/05_runs.ipynb #cf949e83
 def nearest(
     name: str, # what was asked for
     known, # the names there are
@@ -111,7 +111,7 @@ def data_root(
     if root.exists() and not root.is_dir(): raise NotADirectoryError(f"the data root {root} is a file; give a folder")
     return root
 
-# %% ../nbs/05_runs.ipynb #28243a79
+# %% ../nbs/05_runs.ipynb #d5b6741e
 def _alive(m): # a run that claims to be running, on this machine, by a process that still exists
     if m.get("status") != "running" or m.get("host") != platform.node(): return False
     try: os.kill(m["pid"], 0)
@@ -147,7 +147,7 @@ def new_run(
     out.mkdir(parents=True, exist_ok=True)
     return out
 
-# %% ../nbs/05_runs.ipynb #98fee5c3
+# %% ../nbs/05_runs.ipynb #19815a6e
 def _entries(): # [(key, keywords, fields, text)]
     text = (Path(vlnotes.__file__).parent/"references.bib").read_text(encoding="utf-8")
     out = []
@@ -173,10 +173,10 @@ def _works(methods): # one line a work, for the manifest
     return [f"{f.get('author', '').strip('{}')}. {f['title']}. {f['year']}. {f.get('url', '')} [{k}]".lstrip(". ")
             for k, words, f, _ in _entries() if set(methods) & set(words)]
 
-# %% ../nbs/05_runs.ipynb #598c397b
-_SECRET = re.compile(r"(^|[-_.])(token|secret|password|passwd|passphrase|credentials?|(api|access|secret|private)[-_]?key)$", re.I)
+# %% ../nbs/05_runs.ipynb #7ace3f79
+_SECRET = re.compile(r"(^|[-_.])(token|secret|password|passwd|passphrase|credentials?|sig|signature|(api|access|secret|private)[-_]?key)$", re.I)
 _PLAIN = re.compile(r"(bos|eos|pad|unk|mask|cls|class|sep|image|text)[-_]token$", re.I)
-_KEYLIKE = re.compile(r"\b(hf_|sk-|ghp_|gho_|github_pat_|glpat-|AKIA|xox[abp]-)[\w-]{8,}|(?<=://)[^/@\s]+(?=@)|(?<=Bearer )\S+")
+_KEYLIKE = re.compile(r"\b(hf_|sk-|ghp_|gho_|github_pat_|glpat-|AKIA|xox[abp]-)[\w-]{8,}|(?<=://)[^/@\s]+(?=@)|(?<=Bearer )\S+|(?<=[?&]sig=)[^&\s]+|(?i:(?<=signature=))[^&\s]+")
 
 
 def _secret(name): return bool(_SECRET.search(name)) and not _PLAIN.search(name)
@@ -204,7 +204,7 @@ def masked_argv(
     flags = [None, *argv]
     return [masked(a, f.lstrip("-") if f and f.startswith("-") and not a.startswith("-") else "") for f, a in zip(flags, argv)]
 
-# %% ../nbs/05_runs.ipynb #418c14df
+# %% ../nbs/05_runs.ipynb #662584aa
 _STARTED = time.time()
 PACKAGES = ("vlnotes", "torch", "torchvision", "timm", "transformers", "open_clip_torch", "accelerate", "safetensors", "numpy",
             "pillow", "pyarrow", "scikit-learn", "webdataset", "papermill")
@@ -246,7 +246,7 @@ def _finite(o): # NaN and infinity become null: a metric may be undefined
     if hasattr(o, "tolist"): return _finite(o.tolist())
     return None if isinstance(o, float) and not -float("inf") < o < float("inf") else o
 
-# %% ../nbs/05_runs.ipynb #c7d25240
+# %% ../nbs/05_runs.ipynb #8b58cd5a
 def _write(run_dir, m):
     m = {k: v for k, v in m.items() if v is not None}
     write_json(Path(run_dir)/"manifest.json", m)
@@ -285,7 +285,7 @@ def finish(
     m.setdefault("peak_memory_mb", peak_memory())
     return _write(run_dir, m)
 
-# %% ../nbs/05_runs.ipynb #e6f71407
+# %% ../nbs/05_runs.ipynb #cd908089
 def manifest(
     run_dir: str | Path, # folder of the run
     *,
@@ -313,7 +313,7 @@ def manifest(
     if metrics is not None: write_json(Path(run_dir)/"metrics.json", _finite(metrics))
     return _write(run_dir, {**old, **{k: v for k, v in (m | given | more).items() if v is not None}})
 
-# %% ../nbs/05_runs.ipynb #638df867
+# %% ../nbs/05_runs.ipynb #ed35a72e
 def settings(
     presets: dict, # preset -> {name: value}
     preset: str, # which one
@@ -328,7 +328,7 @@ def settings(
             raise ValueError(f"{k} must be a number like the preset's {base[k]!r}, not {v!r}")
     return {**base, **{k: v for k, v in given.items() if v is not None}}
 
-# %% ../nbs/05_runs.ipynb #a5841aa2
+# %% ../nbs/05_runs.ipynb #65f9264d
 def _watch(parent): # a worker whose launcher was killed stops too, instead of writing on into the run
     while True:
         time.sleep(1)

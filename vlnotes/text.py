@@ -141,7 +141,7 @@ def make_lm(
     length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**31
     return LM(model, tokenizer, bos, eos, pad, model.get_input_embeddings().weight.shape[1], length, name, opens)
 
-# %% ../nbs/20_text.ipynb #5de9cbf8
+# %% ../nbs/20_text.ipynb #bd0657b2
 def _zoo_lm(name: str):
     from transformers import OPTConfig, OPTForCausalLM
 
@@ -157,12 +157,13 @@ def _zoo_lm(name: str):
 
 def load_lm(
     spec: str, # hub name (`facebook/opt-125m`), local folder, or `zoo/lm`
-    dtype: torch.dtype | None = None, # default float32
+    dtype: torch.dtype | str | None = None, # default float32; a configuration names it: "bfloat16"
     device: str | torch.device = "cpu",
     bos: int | str | None = None, # the token that opens a sentence, where it is not to be the model's own
 ) -> LM:
     "A frozen causal LM in eval mode with its tokenizer. Raises OSError when it is nowhere, ValueError when weights, BOS or EOS are wrong."
-    dtype = dtype or torch.float32
+    if isinstance(dtype, str) and dtype not in ("float32", "bfloat16", "float16"): raise ValueError(f"dtype is {dtype!r}; choose float32, bfloat16 or float16.")
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
     if str(spec).startswith("zoo/"): model, tok = _zoo_lm(str(spec).removeprefix("zoo/"))
     else:
         from transformers import AutoModelForCausalLM, AutoTokenizer

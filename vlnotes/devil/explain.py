@@ -20,7 +20,7 @@ from ..notes import Note, Notes
 from ..text import LM, load_lm
 from ..zoo import strangeness
 
-# %% ../../nbs/devil/03_explain.ipynb #09035905
+# %% ../../nbs/devil/03_explain.ipynb #e65c48b5
 @dataclass
 class Devil:
     "A translator with its encoder and its language model, ready to describe images."
@@ -29,6 +29,7 @@ class Devil:
     lm: LM
     run: str = "" # where the translator came from
     budget: int = 256 # rows decoded at once
+    tell: object = None # (units, layers) -> Notes, where it was given exemplars (`devil.neurons.describer`)
 
     @classmethod
     def load(cls, source="zoo/devil-convnet", # folder of a trained translator, or `zoo/NAME`
@@ -148,7 +149,7 @@ def saliency(devil:Devil, feats:dict[str, Feat], # from `devil.encoder.features`
         out[name] = torch.stack([l[:, len(first):].sum(1) for l in logp], 1).view(B, N, -1).mT.unflatten(-1, grid)
     return out
 
-# %% ../../nbs/devil/03_explain.ipynb #b6bfe58a
+# %% ../../nbs/devil/03_explain.ipynb #8d676d86
 def _batches(images, encoder, size):
     "(ids, sizes, `(B, 3, H, W)`) from `(id, image)` pairs or a tensor that is already prepared."
     if isinstance(images, Tensor): images = ((str(i), t) for i, t in enumerate(images))
@@ -184,13 +185,15 @@ def _say(self, prompts:Tensor)->list[str]: # one text per row of `(R, T, E)`
 def _describe(self, images, # `(id, image)` pairs, or a prepared tensor `(B, 3, H, W)`
               layers=None, # `None` all, a number = the last ones, indices, names
               cells=None, # `None` whole images, `"all"`, or `[(row, col), …]`
-              units=None, # not for this describer
+              units=None, # `{layer: [numbers]}`, for a describer that was given exemplars
               batch:int=32, # images encoded at once
               kernel:int=1, # odd; cells are averaged with their neighbourhood
               **options # of `decode.decode`
              )->Notes:
     "Captions of images by layer, or by layer and cell."
-    if units: raise ValueError("this DeViL translator describes images and cells; units need a translator trained on units.")
+    if units:
+        if self.tell is None: raise ValueError("this describer knows no units: give it exemplars of them when it is made (probe=FOLDER).")
+        return self.tell(units, layers, batch=batch, **options)
     names, notes = select(self.layers, layers), []
     for ids, sizes, x in _batches(images, self.encoder, batch):
         feats = self.encoder.features(x, self.layers)

@@ -31,14 +31,15 @@ from ..sources import Skipped
 from ..store import FeatureStore, Rows, key_of
 from ..text import LM
 
-# %% ../../nbs/devil/05_neurons.ipynb #2dc2ee20
+# %% ../../nbs/devil/05_neurons.ipynb #a20003ad
 def masked(f:Feat, # features of one layer
            masks:Tensor, # `(B, 1, H, W)`, zero outside the region; any scale
            how:str="area" # or `bilinear`
           )->tuple[Tensor, Tensor]: # `(B, C)` float32, `(B,)` bool: is there anything under the mask
     "Mean over the cells under a mask, weighted by how much of each is covered."
     if how not in ("area", "bilinear"): raise ValueError(f"how is {how!r}: masks are pooled by area or bilinear.")
-    if masks.dim() != 4 or masks.shape[:2] != (len(f.x), 1): raise ValueError(f"masks are {tuple(masks.shape)} for {len(f.x)} images: (B, 1, H, W) is expected.")
+    if masks.dim() != 4 or masks.shape[:2] != (len(f.x), 1):
+        raise ValueError(f"masks are {tuple(masks.shape)} for {len(f.x)} images: (B, 1, H, W) is expected.")
     w = F.interpolate(masks.to(f.x.device).float(), size=f.grid, mode=how, align_corners=False if how == "bilinear" else None).flatten(1)
     total = w.sum(1, keepdim=True)
     return torch.einsum("bnc,bn->bc", f.x.float(), w / total.clamp_min(1e-12)), total[:, 0] > 0
@@ -57,7 +58,7 @@ def unit_mean(x, # `(R, D)` features of images, zero where absent: the vectors o
         out[some], n[some] = np.add.reduceat(x, first), np.add.reduceat(np.asarray(present, np.int64), first)
     return out / np.repeat(np.maximum(n, 1), widths, 1).astype(x.dtype), n > 0
 
-# %% ../../nbs/devil/05_neurons.ipynb #cd2df706
+# %% ../../nbs/devil/05_neurons.ipynb #415f2691
 def _telling(scenes, under, ids, masks)->int|None: # the attribute that stands out in the masked parts of some scenes
     at = under[ids][masks[:, 0] > 0]
     if not len(at := at[at >= 0]): return None
@@ -73,7 +74,8 @@ def drawn_units(out, # folder of the set; made, or taken as it is
                 progress:bool=False):
     "Exemplars of an encoder's channels on drawn scenes, with notes made of the truth; `milan.Units`."
     out, scenes = Path(out), docmnist.generate(n, regions=(1, 4), split="test", seed=seed)
-    exemplars(load(encoder), list(zip(scenes.ids, scenes.pixels())), layers, out, k, units=units, source=f"docmnist test, seed {seed}, {n} scenes", progress=progress)
+    exemplars(load(encoder), list(zip(scenes.ids, scenes.pixels())), layers, out, k, units=units, progress=progress,
+              source=f"docmnist test, seed {seed}, {n} scenes")
     if not (out/"annotations.csv").exists():
         under, v, rows = scenes.grid(*scenes.pixels(slice(0, 1)).shape[-2:]), scenes.vocab, [("layer", "unit", "summary")]
         for folder in sorted(p.parent for p in out.glob("*/masks.npy")):
@@ -85,7 +87,7 @@ def drawn_units(out, # folder of the set; made, or taken as it is
         with atomic(out/"annotations.csv") as tmp, open(tmp, "w", newline="", encoding="utf-8") as f: csv.writer(f).writerows(rows)
     return milan.open_units(out)
 
-# %% ../../nbs/devil/05_neurons.ipynb #0670e4f1
+# %% ../../nbs/devil/05_neurons.ipynb #a6718f6d
 VERSION = 1 # of the layout on disk
 
 def _blocks(units): # {(dataset, layer): positions}
@@ -93,10 +95,12 @@ def _blocks(units): # {(dataset, layer): positions}
     for i, place in enumerate(zip(units.dataset, units.layer)): out.setdefault(place, []).append(i)
     return out
 
-def _sampled(units, at, n=16)->str: # shape and bytes of some units, evenly spread
-    h = blake2b(digest_size=16)
-    for i in sorted({at[k * len(at) // n] for k in range(n)}):
-        for a in units.read(i): h.update(f"{a.shape}{a.dtype}".encode()); h.update(np.ascontiguousarray(a).data)
+def _sampled(units, at, n=16)->str: # all bytes of some units; of the others the middle line of the first image and mask
+    h, whole = blake2b(digest_size=16), {at[k * len(at) // n] for k in range(n)}
+    for i in at:
+        for a in units.read(i):
+            h.update(f"{a.shape}{a.dtype}".encode())
+            h.update(np.ascontiguousarray(a if i in whole else a[:1, :, a.shape[2] // 2]).data)
     return h.hexdigest()
 
 def _pooled(encoder, files, units, at, how, bs): # rows of all images of some units: features, present, images of each
@@ -131,7 +135,7 @@ def _fill(jobs, compute, ids, dtype, bar): # jobs: (target, positions), the same
         if not (target/"shard.json").exists(): _write(target, *compute(at), [ids[i] for i in at], dtype)
         bar.update(len(at))
 
-# %% ../../nbs/devil/05_neurons.ipynb #10fd473d
+# %% ../../nbs/devil/05_neurons.ipynb #10ace1e7
 @dataclass(frozen=True)
 class Pooled:
     "Pooled features of units, read through a memory map."
@@ -156,7 +160,8 @@ class Pooled:
 
     def _use(self, slots): # where the tokens asked for are stored
         for s in slots:
-            if tuple(s) not in self.slots: raise ValueError(f"there are no pooled features of {s[0]!r} ({s[1]}); there are {', '.join(f'{l} ({k})' for l, k in self.slots)}.")
+            if tuple(s) not in self.slots:
+                raise ValueError(f"there are no pooled features of {s[0]!r} ({s[1]}); there are {', '.join(f'{l} ({k})' for l, k in self.slots)}.")
         return [self.slots.index(tuple(s)) for s in slots]
 
     def present(self, slots)->list[np.ndarray]: # per unit `(K, S)` bool
@@ -174,7 +179,7 @@ class Pooled:
         if images is None: x, here = unit_mean(x, here, self.at[ids, 2], self.widths)
         return [torch.from_numpy(x[:, ends[k] - self.widths[k]:ends[k]]) for k in use], torch.from_numpy(~here[:, use])
 
-# %% ../../nbs/devil/05_neurons.ipynb #50fa0eaf
+# %% ../../nbs/devil/05_neurons.ipynb #48fefd5d
 def features(units, # `milan.Units`
              encoder:Backbone, # frozen; masks are laid over its grids
              layers=None, # of the encoder, as everywhere
@@ -188,7 +193,8 @@ def features(units, # `milan.Units`
     if dtype not in ("float16", "float32"): raise ValueError(f"features are stored as float16 or float32, not {dtype}.")
     names, size = encoder.chosen(layers), tuple(units.read(0)[0].shape[-2:])
     if size != encoder.input_size:
-        warnings.warn(f"the exemplars have {size[0]}x{size[1]} pixels and {encoder.name} reads {encoder.input_size[0]}x{encoder.input_size[1]}: they are resized.", stacklevel=2)
+        told = f"the exemplars have {size[0]}x{size[1]} pixels and {encoder.name} reads {encoder.input_size[0]}x{encoder.input_size[1]}: they are resized."
+        warnings.warn(told, stacklevel=2)
     slots = [(n, "cells") for n in names] + [(n, "cls") for n in names if encoder.info(n).cls]
     widths = [encoder.info(n).channels for n, _ in slots]
     base = key_of(encoder, names, "", dtype, f"masked {how} {VERSION}") | {"input": [*encoder.input_size, *encoder.mean, *encoder.std]}
@@ -206,12 +212,13 @@ def features(units, # `milan.Units`
         counts, rows = np.array([n for s in shards for n in s["images"]]), [sum(s["images"]) for s in shards]
         if [i for s in shards for i in s["ids"]] != [ids[i] for i in at]: raise ValueError(f"{folder} holds other units than those given; remove it.")
         if not (folder/"index.json").exists():
-            write_json(folder/"index.json", {"key": base | {"data": data}, "layers": {f"{n}.{k}": c for (n, k), c in zip(slots, widths)}, "shards": rows, "complete": True})
+            about = {f"{n}.{k}": c for (n, k), c in zip(slots, widths)}
+            write_json(folder/"index.json", {"key": base | {"data": data}, "layers": about, "shards": rows, "complete": True})
         place[at] = np.stack([np.full(len(at), b), np.cumsum(counts) - counts, counts], 1)
         found.append(tuple(Rows([t/f for t, _ in parts], rows) for f in ("features.npy", "present.npy")))
     return Pooled(slots, widths, found, place)
 
-# %% ../../nbs/devil/05_neurons.ipynb #8a0cfb4f
+# %% ../../nbs/devil/05_neurons.ipynb #d4610366
 EMPTY = "nothing of its region is left on the grids that are read"
 
 class UnitPairs:
@@ -228,7 +235,9 @@ class UnitPairs:
                 each = name if by_unit else f"{name}/{k}"
                 if good: rows.append((i, k)); self.names.append(each)
                 else: self.skipped.add(each, EMPTY)
-        if not rows: raise ValueError(f"none of the {len(units)} units has both a note and something under its masks; the first: {': '.join(next(iter(self.skipped)))}.")
+        if not rows:
+            first = ": ".join(next(iter(self.skipped)))
+            raise ValueError(f"none of the {len(units)} units has both a note and something under its masks; the first: {first}.")
         self.rows = np.array(rows) # (N, 2): unit, image
 
     def __len__(self): return len(self.rows)
@@ -237,9 +246,10 @@ class UnitPairs:
         "Pooled features, absent tokens, one note of each record, and the keys of its draws."
         unit, image = self.rows[np.asarray(ids)].T
         feats, absent = self.pooled.batch(unit, self.cfg.slots, None if self.by_unit else image)
-        return batch({"feats": feats, "absent": absent}, [self.names[i] for i in ids], [self.notes[u] for u in unit], self.lm, self.cfg, self.seed, 0 if epochs is None else epochs)
+        names, notes = [self.names[i] for i in ids], [self.notes[u] for u in unit]
+        return batch({"feats": feats, "absent": absent}, names, notes, self.lm, self.cfg, self.seed, 0 if epochs is None else epochs)
 
-# %% ../../nbs/devil/05_neurons.ipynb #b51234d6
+# %% ../../nbs/devil/05_neurons.ipynb #00b8af36
 SETTINGS = {"root": None, "names": None, "split": None, "own": False, "val": 0.1, "seed": 0, "by_unit": True, "how": "area", "cache": None, "dtype": "float32"}
 
 def opened(given:dict # some of `SETTINGS`
@@ -259,8 +269,9 @@ def pairs(cfg:dict, # of a training run, with `units`
     parts, u = opened(cfg["units"])
     if not len(parts[part]): raise ValueError(f"no unit of {u['names']} is set aside for {part}: val={u['val']}, split={u['split']}.")
     home, best = encoder.device, f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    pooled = features(parts[part], encoder.to(cfg.get("device") or best), list(devil.layers), u["how"], u["cache"], u["dtype"], progress=cfg.get("progress", True))
-    encoder.to(home)
+    try: pooled = features(parts[part], encoder.to(cfg.get("device") or best), list(devil.layers), u["how"], u["cache"], u["dtype"],
+                           progress=cfg.get("progress", True) and not int(os.environ.get("RANK", 0)))
+    finally: encoder.to(home)
     return UnitPairs(parts[part], pooled, lm, devil, u["by_unit"], cfg.get("seed", 0))
 
 def held_out(cfg:dict, encoder:Backbone, lm:LM, devil:DevilConfig)->Callable: # (rank, world) -> the batches of this process's share
@@ -276,12 +287,14 @@ def check(given:dict, # some of `SETTINGS`
     try: parts, u = opened(given)
     except (OSError, ValueError) as e:
         why, get = str(e).splitlines()[0], "`vlnotes data milan` gets the published sets"
-        return [f"units     {given.get('names')}: missing ({why[:160]}){'' if get in why else '; ' + get}, and `vlnotes.exemplars` makes those of your own network"]
-    lines = [f"units     {u['names']}: there; " + "; ".join(f"{p} {len(v):,} units, {sum(map(len, v.notes)):,} notes" for p, v in parts.items() if len(v))]
-    n = sum(k for v in parts.values() for k in v.k)
-    return lines + ([f"features  {n:,} exemplars go through the encoder once and take {n * channels * np.dtype(u['dtype']).itemsize / 1e9:.2f} GB"] if channels else [])
+        more = "" if get in why else f"; {get}"
+        return [f"units     {given.get('names')}: missing ({why[:160]}){more}, and `vlnotes.exemplars` makes those of your own network"]
+    own = "; ".join(f"{p} {len(v):,} units, {sum(map(len, v.notes)):,} notes" for p, v in parts.items() if len(v))
+    n, size = sum(k for v in parts.values() for k in v.k), (channels or 0) * np.dtype(u["dtype"]).itemsize
+    once = [f"features  {n:,} exemplars go through the encoder once and take {n * size / 1e9:.2f} GB"] if channels else []
+    return [f"units     {u['names']}: there; {own}", *once]
 
-# %% ../../nbs/devil/05_neurons.ipynb #f05a627d
+# %% ../../nbs/devil/05_neurons.ipynb #381968f3
 def _unit_note(devil, units, i, name, cap, n, layers): # cap: None where there is nothing to see
     floor = -math.log(devil.lm.model.get_input_embeddings().weight.shape[0])
     extra = {"dataset": units.dataset[i], "images": int(n), "read": layers}
@@ -309,20 +322,24 @@ def describe_units(devil:Devil, # with a translator that was taught with units
         part = rows[a:a + batch]
         feats, absent = pooled.batch([i for i, *_ in part], slots, None if by_unit else np.array([k for _, k, _ in part]))
         seen = ~absent.all(1)
-        caps = iter(captions(devil.lm, net([f[seen].to(device) for f in feats], absent[seen].to(device), use), net.cfg.max_length, batch, **options) if seen.any() else ())
+        caps = iter(())
+        if seen.any():
+            prompts = net([f[seen].to(device) for f in feats], absent[seen].to(device), use)
+            caps = iter(captions(devil.lm, prompts, net.cfg.max_length, batch, **options))
         for (i, k, h), s in zip(part, seen.tolist()):
             read = list(dict.fromkeys(l for (l, _), there in zip(slots, h.any(0)) if there))
             notes.append(_unit_note(devil, units, i, ids[i] if by_unit else f"{ids[i]}/{k}", next(caps) if s else None, h.any(1).sum(), read))
     return Notes(notes)
 
-# %% ../../nbs/devil/05_neurons.ipynb #479289cd
+# %% ../../nbs/devil/05_neurons.ipynb #21521f9b
 def among(units, asked:dict[str, list[int]])->list[int]: # positions
     "Where the units asked for are. Raises `ValueError` for one that has no exemplars."
     at, out = {}, []
     for i, place in enumerate(zip(units.layer, units.unit)): at.setdefault(place, []).append(i)
     for layer, numbers in asked.items():
         if layer not in units.layer: raise ValueError(f"there are no exemplars of layer {layer!r}{nearest(layer, dict.fromkeys(units.layer))}")
-        if lost := [n for n in numbers if (layer, n) not in at]: raise ValueError(f"there are no exemplars of unit {lost[0]} of {layer} ({len(lost)} units asked for have none).")
+        if lost := [n for n in numbers if (layer, n) not in at]:
+            raise ValueError(f"there are no exemplars of unit {lost[0]} of {layer} ({len(lost)} of the units asked for have none).")
         out += [i for n in numbers for i in at[layer, n]]
     return out
 

@@ -195,10 +195,10 @@ def _from_the_end(numbers, encoder, names): # the original's layer numbers, if t
         raise ValueError(f"the checkpoint reads layer {min(numbers)}; {encoder} has {len(names)} layers ({', '.join(names)}), so it was trained on another.")
     return numbers
 
-# %% ../../nbs/devil/09_original.ipynb #e2d4f1c4
+# %% ../../nbs/devil/09_original.ipynb #c059c538
 def convert(file, # checkpoint folder of the original, or the model.pt in it
             out, # new folder
-            encoder:str|None=None, # instead of the one that the flags name, e.g. with weights from a file: timm/resnet50@FILE
+            encoder:str|None=None, # instead of the one that the flags name, e.g. with weights from a file: timm/resnet50?crop_pct=1.0@FILE
             lm:str|None=None, # language model instead of the one that the flags name, e.g. a local folder
             layers=None, # names or numbers instead of the flags'
             tokens:str|None=None # `spatial`, `class` or `both` instead of what the flags say

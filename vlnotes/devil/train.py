@@ -6,7 +6,7 @@
 __all__ = ['HIDE', 'MODE', 'SAME', 'AGAIN', 'kept', 'pool', 'hidden_layers', 'hidden_tokens', 'caption_loss', 'DevilTask',
            'validate', 'prepare', 'mean_features', 'step', 'check', 'examples']
 
-# %% ../../nbs/devil/02_train.ipynb #68d8c724
+# %% ../../nbs/devil/02_train.ipynb #9e80ec40
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +23,7 @@ from .translator import DevilConfig, Translator, save
 from ..draws import uniform
 from ..hooks import Feat, select
 from ..metrics import caption_scores
+from ..remote import shown
 from ..runs import read_json, write_json
 from ..sources import Skipped
 from ..text import LM, load_lm, make_lm, word_tokenizer
@@ -245,7 +246,7 @@ def step(cfg:dict # configuration, with `out`: the folder of the run
         save(out, task.net, cfg["encoder"], cfg["lm"], trained_on=trained_on, run=result, skipped=skipped.summary(100))
     return result
 
-# %% ../../nbs/devil/02_train.ipynb #62604e9a
+# %% ../../nbs/devil/02_train.ipynb #d491673d
 class _Noise:
     "Random images and random captions of a given length, with the shapes of the real run."
     def __init__(self, encoder, lm, cfg, words=24): self.encoder, self.lm, self.cfg, self.words = encoder, lm, cfg, words
@@ -277,8 +278,8 @@ def check(cfg:dict, # as for `step`
         from vlnotes.devil.neurons import check as of_units
         lines += of_units(cfg["units"])
     elif cfg.get("data"):
-        try: n = next(iter(stream(cfg["data"], **_options(cfg)))); lines.append(f"data      {cfg['data']}: there, first image {n.id}")
-        except (OSError, ValueError, StopIteration) as e: lines.append(f"data      {cfg['data']}: missing ({str(e).splitlines()[0][:90]}); give your own with -p data=FOLDER -p captions=FILE, or see `vlnotes data`")
+        try: n = next(iter(stream(cfg["data"], **_options(cfg)))); lines.append(f"data      {shown(cfg['data'])}: there, first image {n.id}")
+        except (OSError, ValueError, StopIteration) as e: lines.append(f"data      {shown(cfg['data'])}: missing ({str(e).splitlines()[0][:90]}); give your own with -p data=FOLDER -p captions=FILE, or see `vlnotes data`")
     else: lines.append("data      drawn scenes: always there")
     task, pairs, fitting = prepare({**cfg, "data": None, "units": None}, lm)
     r = rehearse(task, _Noise(task.frozen[0], lm, task.cfg), fitting, part=part, device=cfg.get("device"))
