@@ -346,7 +346,7 @@ def test_unknown_layers_and_settings_are_refused(tmp_path):
 def test_training_on_a_folder(tmp_path, folder):
     r = step(settings(tmp_path/"run", data=str(folder), captions=str(folder.parent/"captions.csv"), fit=dict(steps=2, bs=2)))
     assert r["steps"] == 2 and translator.load(tmp_path/"run")[1]["trained_on"] == str(folder)
-    assert [n for n, _ in dt.first({"data": str(folder)}, 2)] == ["0.png", "1.png"]
+    assert [n for n, _ in dt.examples({"data": str(folder)}, 2)] == ["0.png", "1.png"] and dt.examples({}, 2)[0][1].size == (84, 84)
     with pytest.raises(FileNotFoundError): step(settings(tmp_path/"run2", data=str(tmp_path/"nowhere")))
 
 def test_a_run_of_another_translator_is_refused(tmp_path):

@@ -19,11 +19,22 @@ def test_tiny(name, tmp_path):
     assert time.time() - began < 300 # a smoke run: seconds on an idle machine
 
 
-def test_paper_preset_can_be_rehearsed_on_stand_ins(tmp_path, monkeypatch):
-    text = launcher.check("devil_captions", ["preset=paper", "encoder=timm/resnet10t@random", "lm=zoo/lm", "bs=2", "steps=1000", "data=no/such/folder"])
-    for word in ("encoder", "language", "data", "missing", "memory", "hours", "GB"): assert word in text, text
+SMALL = ["encoder=timm/resnet10t@random", "lm=zoo/lm", "bs=2", "steps=1000"]
+COST = ("encoder", "language", "missing", "memory", "hours", "GB")
+
+
+@pytest.mark.parametrize("name, given, told", [
+    ("devil_train", [*SMALL, "data=no/such/folder"], (*COST, "data")),
+    ("devil_neurons", SMALL, (*COST, "vlnotes data milan")),
+    ("devil_captions", [], ("translator missing", "vlnotes run devil_train", "data", "vlnotes data cc3m")),
+    ("devil_saliency", [], ("translator missing", "vlnotes run devil_train", "data", "-p data=FOLDER"))])
+def test_paper_presets_can_be_rehearsed_on_stand_ins(name, given, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VLNOTES_DATA", str(tmp_path/"data"))
+    text = launcher.check(name, ["preset=paper", *given])
+    for word in told: assert word in text, text
 
 
 def test_parameters_are_checked():
-    with pytest.raises(ValueError, match="stpes.*steps"): launcher.check_params("devil_captions", ["stpes=3"])
+    with pytest.raises(ValueError, match="stpes.*steps"): launcher.check_params("devil_train", ["stpes=3"])
     with pytest.raises(FileNotFoundError, match="devil_captions"): launcher.find_notebook("devil_caption")

@@ -28,7 +28,7 @@ def test_every_sample_once_a_pass(shards, world, workers):
         per = {}
         for n, e in mine: per.setdefault(e, []).append(n)
         last = max(per)
-        for e, names in per.items():
+        for names in per.values():
             assert len(names) == len(set(names)), "no sample twice in a pass of a process"
         seen.append(per[0])
     first = [n for s in seen for n in s]

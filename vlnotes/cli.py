@@ -35,7 +35,7 @@ class App(click.Group):
 @click.version_option(vlnotes.__version__, package_name="vlnotes")
 def main(): "Words for what a vision encoder represents, and how far they can be trusted."
 
-# %% ../nbs/90_cli.ipynb #05c56ada
+# %% ../nbs/90_cli.ipynb #45974a31
 def _units(text): # "layer4:0-3,7" -> {"layer4": [0, 1, 2, 3, 7]}
     out = {}
     for part in text or ():
@@ -64,6 +64,7 @@ def _layers(text): # "3" -> 3, "-1,-4" -> [-1, -4], "layer3,layer4" -> names
 @click.option("--batch", default=32, show_default=True, help="Images encoded at once.")
 @click.option("--nproc", default=1, show_default=True, help="Processes.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/describe-TIME]")
+@click.option("--resume", is_flag=True, help="Go on in --out after an interruption, with the same arguments.")
 def describe(images, layers, units, **kw):
     "Write notes about IMAGES (files, a folder, a shard); without any, about drawn digit scenes."
     from vlnotes import describe as job

@@ -32,7 +32,7 @@ def make(name:str="devil", **options): # a describer
     if name not in known: raise ValueError(f"there is no describer {name!r}{runs.nearest(name, known)}; installed: {', '.join(known)}.")
     return known[name].load()(**options)
 
-# %% ../nbs/62_describe.ipynb #43e095f3
+# %% ../nbs/62_describe.ipynb #0adf8240
 def _centre(note, box): # is this the cell over the centre of the box?
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     return note.x0 <= x < note.x1 and note.y0 <= y < note.y1
@@ -57,7 +57,7 @@ def scoreboard(notes:Notes, scenes, describer)->list[dict]: # one row per layer,
     blind = lambda r: describer.blind(None if r["who"] == "all" else [r["who"]])
     base = {"constant": ([truth.constant()] * len(own), [truth.constant()] * len(scenes))}
     if len(scenes) > 1: base["shuffled"] = (c and truth.shuffled(c, own), w and truth.shuffled(w))
-    if hasattr(describer, "blind"): base["blind"] = (c and [blind(best_c)] * len(own), w and [blind(best_w)] * len(scenes))
+    if hasattr(describer, "blind") and getattr(getattr(describer, "net", None), "means", True): base["blind"] = (c and [blind(best_c)] * len(own), w and [blind(best_w)] * len(scenes))
     return rows + [judge(k, c and bc, w and bw) for k, (bc, bw) in base.items()]
 
 # %% ../nbs/62_describe.ipynb #9c07b626
@@ -104,7 +104,7 @@ def exemplify(encoder, units, images_, n, seed, out, device, nproc)->Path: # fol
     if nproc > 1: exemplars.merge(home/"layers")
     return home/"layers"
 
-# %% ../nbs/62_describe.ipynb #afefa752
+# %% ../nbs/62_describe.ipynb #64e21f0e
 FAR = ("These images do not look like drawn digit scenes, and {encoder} has seen nothing else: do not trust these words. For photographs, train a "
        "translator for an encoder of photographs (`vlnotes run devil_train --preset paper --check` says what it takes) and pass it with --model.")
 
@@ -146,6 +146,11 @@ def overview(path, name, image, notes, maps=(), crop=None)->Path: # a PNG; `crop
         fig.savefig(path, bbox_inches="tight")
     return Path(path)
 
+def _protocol(scenes, scores):
+    if scenes is None: return "no truth is known"
+    return "scores against the truth of drawn scenes of glyphs no part was trained on" + ("" if any(r["who"] == "blind" for r in scores) else
+           "; no blind baseline: the translator came without its mean training features")
+
 def _same(out, cfg): # a part belongs to the arguments it was made with
     before = runs.read_json(out/"config.json")
     other = [k for k in cfg if k not in ("progress", "device", "probe") and cfg[k] != before.get(k)]
@@ -177,7 +182,7 @@ def describe(images_:tuple=(), # files, folders, shards; none = drawn scenes
     warning = FAR.format(encoder=notes[0].encoder) if strange else None
     made = runs.manifest(out, name="describe", params={k: v for k, v in cfg.items() if k not in ("out", "progress")}, seed=seed, cite=(by,),
                          data={"units" if units else "images": len(set(notes.column("image_id"))), "out_of_domain": len(strange)}, skipped=skipped,
-                         protocol="scores against the truth of drawn scenes of glyphs no part was trained on" if scenes is not None else "no truth is known",
+                         protocol=_protocol(scenes, scores),
                          metrics={"scores": scores} if scores else {})
     maps, crop = _phrases(describer, found, scenes, phrase, layers), getattr(getattr(describer, "encoder", None), "crop", None)
     if found: overview(out/"overview.png", *found[0], notes, maps.get(found[0][0], ()), crop)

@@ -6,7 +6,7 @@
 __all__ = ['ptb_tokenize', 'bleu', 'lcs', 'rouge_l', 'cider_d', 'caption_scores', 'recall_at_k', 'precision_at_k', 'r_precision',
            'mrr', 'average_precision', 'wilson', 'bootstrap', 'paired_bootstrap']
 
-# %% ../nbs/24_metrics.ipynb #ccbf7bd0
+# %% ../nbs/24_metrics.ipynb #c7df6aff
 import math
 import re
 from collections import Counter
@@ -14,22 +14,25 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-# %% ../nbs/24_metrics.ipynb #0d6d4587
+# %% ../nbs/24_metrics.ipynb #cf2a34d0
 _ABBREVIATIONS = "|".join("""mr mrs ms dr jr sr prof gen col sgt capt lt gov sen rep rev hon inc co corp ltd bros vs etc
-al cf ave blvd rd st mt ft dept est tel ext sq jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri ph\\.d e\\.g i\\.e""".split())
+al cf ave blvd rd st mt ft dept est tel ext sq jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri ph\\.d e\\.g i\\.e
+ala ariz calif colo conn fla ga ind kan kans ky md mich minn mo mont neb nev okla penn tenn va vt wis wisc wyo bldg ct seq assn assoc bancorp bhd cos pty
+plc univ maj cmdr lieut cpl pvt pfc adm brig comdr messrs mlle mme msgr pres drs esq tues thurs intl natl alex wm jos cie det supt ens atty treas insp adj
+elec mfg sys""".split())
 _PTB = re.compile(rf"""
-    (?:https?://|www\.)[^\s"<>]*[^\s"<>.,!?;:)]         # addresses, mail, markup, handles
+    (?i:https?://|www\.)[^\s"<>]*[^\s"<>.,!?;:)]         # addresses, mail, markup, handles
   | [\w.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*
   | </?[A-Za-z][^>\s]*>
   | @\w+ | \#[A-Za-z][A-Za-z0-9]*
   | (?i:can(?=not\b)|gon(?=na\b)|wan(?=na\b)|got(?=ta\b)|lem(?=me\b)|gim(?=me\b)|'t(?=is\b|was\b))
   | [^\W\d_]+?(?=(?i:n't)(?!\w)) | (?i:n't)(?!\w) | (?i:y'(?=\w))   # do n't
-  | '(?i:s|re|ve|ll|d|m)(?!\w) | (?<!\d)'\d\ds?\b | '(?i:n\b'?|em\b|cause\b)
+  | '(?i:s|re|ve|ll|d|m)(?!\w) | (?<!\d)'\d\d[sS]?\b | '(?i:n\b'?|em\b|cause\b)
   | (?:[^\W\d_]\.){{2,}}(?!\w) | (?i:{_ABBREVIATIONS})\.(?!\w) | (?i:nos?)\.(?=\s*\d) | [^\W\d_]\.(?=\s|$)
   | [+-]?(?:\d+(?:[.,:]\d+)+|\.\d+)                       # 1,000 and 10:30 and .5
   | [A-Za-z](?:\+\+|\#)(?!\w) | [A-Z]+(?:&[A-Z]+)+
   | [^\W\d_][^\W_]*(?:\.[^\W\d_]+)+(?!\w)                   # a full stop without a blank
-  | ma'am(?!\w) | (?:[dDoOlL]'(?=\w))?[^\W_]+(?:[-‐‑/_][^\W_]+)* | [+-]\d+
+  | (?:Ark|Del|Ill|La|Mass|Miss|Ore|Pa|Tex|Wash)\.(?!\w) | (?i:c'mon|ma'am)(?!\w) | (?:[dDoOlL]'(?=\w))?[^\W_]+(?:[-‐‑/_][^\W_]+)* | [+-]\d+
   | \.{{2,}} | -{{2,}} | [!?]+ | \*+ | '' | `` | \S
 """, re.VERBOSE)
 _SAME = str.maketrans({"’": "'", "‘": "`", "“": '"', "”": '"', "…": "...", "—": " -- ", "–": " -- ",
@@ -44,7 +47,7 @@ def ptb_tokenize(
     text = text.replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').translate(_SAME)
     return [_WRITTEN.get(w, w.lower()) for w in _PTB.findall(text) if w not in _DROPPED and w.strip(".-")]
 
-# %% ../nbs/24_metrics.ipynb #348dcebf
+# %% ../nbs/24_metrics.ipynb #53f95ff2
 def _words(
     hyps: Sequence, # one text (or list of tokens) per item
     refs: Sequence[Sequence], # references of each item
@@ -60,7 +63,7 @@ def _words(
 
 def _grams(words: list[str], n: int) -> Counter: return Counter(zip(*(words[i:] for i in range(n))))
 
-# %% ../nbs/24_metrics.ipynb #a75a3284
+# %% ../nbs/24_metrics.ipynb #b965a9a4
 def bleu(
     hyps: Sequence, # one text per item
     refs: Sequence[Sequence], # texts per item
@@ -81,7 +84,7 @@ def bleu(
     with np.errstate(divide="ignore", invalid="ignore"): logs = np.log(np.where(said > 0, hit/said, 0))
     return tuple((min(1., math.exp(1-r/c)) * np.exp(logs.cumsum()/np.arange(1, n+1))).tolist())
 
-# %% ../nbs/24_metrics.ipynb #8897ff9a
+# %% ../nbs/24_metrics.ipynb #97f9dbf5
 def lcs(a: Sequence, b: Sequence) -> int:
     "Length of the longest common subsequence."
     places: dict = {}
@@ -108,7 +111,7 @@ def rouge_l(
         out.append((1+beta**2)*p*r / (r + beta**2*p) if p and r else 0.)
     return np.array(out) if each else float(np.mean(out))
 
-# %% ../nbs/24_metrics.ipynb #5de1a4ff
+# %% ../nbs/24_metrics.ipynb #8d269c89
 def cider_d(
     hyps: Sequence, # one text per item
     refs: Sequence[Sequence], # texts per item
@@ -137,7 +140,7 @@ def cider_d(
             score[i] += 10/4 * total/len(rs)
     return score if each else float(score.mean())
 
-# %% ../nbs/24_metrics.ipynb #9823217c
+# %% ../nbs/24_metrics.ipynb #11901571
 def caption_scores(
     hyps: Sequence, # one text per item
     refs: Sequence[Sequence], # texts per item
@@ -148,7 +151,7 @@ def caption_scores(
     scores = {f"Bleu_{k+1}": b for k, b in enumerate(bleu(hyps, refs))}
     return scores | {"ROUGE_L": rouge_l(hyps, refs), "CIDEr": cider_d(hyps, refs)}
 
-# %% ../nbs/24_metrics.ipynb #9ceea039
+# %% ../nbs/24_metrics.ipynb #f3e8966a
 def _ranked(scores, relevant) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Scores and relevance `(Q, N)` by falling score, and the number of relevant items `(Q,)`."
     s, r = np.atleast_2d(np.asarray(scores, np.float64)), np.atleast_2d(np.asarray(relevant)).astype(bool)
@@ -168,7 +171,7 @@ def _hits(s: np.ndarray, r: np.ndarray) -> np.ndarray:
 
 def _per_query(value, count) -> np.ndarray: return np.where(count > 0, value, np.nan)
 
-# %% ../nbs/24_metrics.ipynb #ae326212
+# %% ../nbs/24_metrics.ipynb #bd17a8a7
 def recall_at_k(
     scores, # (Q, N), higher is better
     relevant, # (Q, N), true where the item answers the query
@@ -188,7 +191,7 @@ def r_precision(scores, relevant) -> np.ndarray:
     s, r, count = _ranked(scores, relevant)
     return _per_query(_hits(s, r)[np.arange(len(s)), count] / np.maximum(count, 1), count)
 
-# %% ../nbs/24_metrics.ipynb #5b3f67eb
+# %% ../nbs/24_metrics.ipynb #07873de5
 def mrr(scores, relevant) -> np.ndarray:
     "One over the rank of the first relevant item (its mean rank where scores tie), per query `(Q,)`."
     s, r, count = _ranked(scores, relevant)
@@ -207,7 +210,7 @@ def average_precision(scores, relevant) -> np.ndarray:
         out[q] = (np.diff(np.r_[0, hit[q, at]]) * hit[q, at] / (at+1)).sum()
     return _per_query(out / np.maximum(count, 1), count)
 
-# %% ../nbs/24_metrics.ipynb #d62e3a1a
+# %% ../nbs/24_metrics.ipynb #6cb2a31b
 _Z = {.8: 1.2815515655446004, .9: 1.6448536269514722, .95: 1.959963984540054, .99: 2.5758293035489004}
 
 def wilson(
@@ -223,7 +226,7 @@ def wilson(
     centre, half = p + z*z/(2*n), z*math.sqrt(p*(1-p)/n + z*z/(4*n*n))
     return min(p, max(0., (centre-half)/(1+z*z/n))), max(p, min(1., (centre+half)/(1+z*z/n)))
 
-# %% ../nbs/24_metrics.ipynb #15637388
+# %% ../nbs/24_metrics.ipynb #c5c6ebc4
 def _means(x: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray: # (n,) means of resamples, in blocks of about 30 MB
     step = max(1, 4_000_000 // len(x))
     return np.concatenate([x[rng.integers(0, len(x), (min(step, n-i), len(x)))].mean(1) for i in range(0, n, step)])

@@ -177,7 +177,7 @@ def load_checkpoint(path, module:nn.Module, opt)->dict: # the JSON part, with `s
     opt.load_state_dict({"state": tree, "param_groups": opt.state_dict()["param_groups"]})
     return info
 
-# %% ../nbs/28_train.ipynb #3b6aeea9
+# %% ../nbs/28_train.ipynb #3b154cb9
 def _stop_if_bad(loss, step, since, folder, what="the loss"):
     if math.isfinite(loss): return
     kept = f"the last checkpoint in {folder} is intact" if folder and Path(folder).exists() else "no checkpoint was written yet"
@@ -211,6 +211,9 @@ def _accelerator(cfg, device):
     return Accelerator(mixed_precision="bf16" if cfg.precision == "bf16" else "no", cpu=str(device) == "cpu",
                        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False))
 
+def _optimiser(module, cfg): # fused: one pass over the weights instead of a dozen
+    return torch.optim.AdamW(groups(module, cfg.decay), lr=cfg.lr, betas=tuple(cfg.betas), eps=cfg.eps, fused=True)
+
 def _update(model, parts, opt, cfg, acc, step):
     "One optimiser update over `parts` batches; returns the summed loss and count of all processes."
     total = torch.zeros(2, device=acc.device, dtype=torch.float64)
@@ -228,7 +231,7 @@ def _update(model, parts, opt, cfg, acc, step):
     opt.step(); opt.zero_grad(set_to_none=True)
     return total
 
-# %% ../nbs/28_train.ipynb #39a60370
+# %% ../nbs/28_train.ipynb #eb08cdf0
 CHANGED = ("the run goes on with other processes ({} before, {} now): the batch of an update grows or shrinks with them while the learning rate stays; indexed data goes on at "
            "the next item, a stream at its next pass.")
 
@@ -242,7 +245,7 @@ def fit(module:nn.Module, # `module(batch, rng) -> (summed loss, count)`; frozen
        )->dict: # steps, seconds, last loss, world size
     "Train `module`; continues from `out/checkpoint.safetensors` if that exists."
     acc = _accelerator(cfg, device)
-    opt = torch.optim.AdamW(groups(module, cfg.decay), lr=cfg.lr, betas=tuple(cfg.betas), eps=cfg.eps)
+    opt = _optimiser(module, cfg)
     model, opt = acc.prepare(module, opt)
     bare, raw = acc.unwrap_model(model), getattr(opt, "optimizer", opt)
     out = Path(out) if out is not None else None
@@ -301,7 +304,7 @@ def moved(batch, device):
     if isinstance(batch, (list, tuple)): return type(batch)(moved(v, device) for v in batch)
     return batch
 
-# %% ../nbs/28_train.ipynb #623b1d26
+# %% ../nbs/28_train.ipynb #62f0b681
 def rehearse(module:nn.Module, data, cfg:FitConfig, # as for `fit`
              world:int=1, # processes of the run that is planned
              part:int|None=None, # items tried at once; all of the batch on an accelerator, at most four on a CPU
@@ -310,7 +313,7 @@ def rehearse(module:nn.Module, data, cfg:FitConfig, # as for `fit`
     import resource
     acc = _accelerator(cfg, device)
     part = min(cfg.bs, part or (4 if acc.device.type == "cpu" else cfg.bs // cfg.accumulate))
-    opt = torch.optim.AdamW(groups(module, cfg.decay), lr=cfg.lr)
+    opt = _optimiser(module, cfg)
     model, opt = acc.prepare(module, opt)
     raw, times = getattr(opt, "optimizer", opt), []
     module.train()

@@ -269,7 +269,7 @@ def merge(root: str | Path | None = None, # folder of the sets; None: `milan` in
             with atomic(path) as tmp: _fill(tmp, shape, ids, files, threads, bar)
     return [p for p, *_ in jobs]
 
-# %% ../../nbs/devil/04_milan.ipynb #a1314603
+# %% ../../nbs/devil/04_milan.ipynb #c415618b
 PARTS = ("train", "val", "test")
 
 def _cut(ids, share, rng): # (rest, part)
@@ -293,7 +293,7 @@ def _checked(s, where): # parts that share nothing
     if not isinstance(s, dict) or any(not isinstance(s.get(p), list) or not all(isinstance(i, str) for i in s[p]) for p in PARTS):
         raise ValueError(f"{where} is no split: it needs lists of unit names under 'train', 'val' and 'test'")
     seen = {}
-    for p, i in ((p, i) for p in PARTS for i in s[p]):
+    for p, i in ((q, i) for q in PARTS for i in s[q]):
         if i in seen: raise ValueError(f"{where} has {i} in {seen[i]} and again in {p}")
         seen[i] = p
     return s
@@ -306,7 +306,7 @@ def parts(u: Units, s: dict | str | Path, # a split, or its JSON file
     at, told = {i: n for n, i in enumerate(u.ids)}, Skipped() if skipped is None else skipped
     out = {p: u[sorted(at[i] for i in s[p] if i in at)] for p in PARTS}
     if not any(map(len, out.values())): raise ValueError(f"the split has no unit of {', '.join(dict.fromkeys(u.dataset))}")
-    for p, i in ((p, i) for p in PARTS for i in s[p] if i not in at): told.add(i, f"the split has it in {p}, and there is no such unit here")
+    for p, i in ((q, i) for q in PARTS for i in s[q] if i not in at): told.add(i, f"the split has it in {p}, and there is no such unit here")
     _tell(skipped, told)
     return out
 

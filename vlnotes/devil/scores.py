@@ -58,17 +58,17 @@ def whole_table(devil:Devil, scenes:Scenes, layers=None)->list[dict]:
     texts |= {"constant": [truth.constant()] * n, "shuffled": truth.shuffled(texts["all"]), "blind": [devil.blind()] * n}
     return [{"who": k, **truth.f1(t, scenes)} for k, t in texts.items()]
 
-# %% ../../nbs/devil/06_scores.ipynb #1dcc6de0
+# %% ../../nbs/devil/06_scores.ipynb #09f5a7de
 PHRASES = {"digit": "the digit appears to be {}", "colour": "the color is {}", "shape": "the shape is a {}", "size": "the shape size is {}"}
 
-def pointing(devil:Devil, scenes:Scenes, layers=None)->list[dict]: # a row per layer and factor
+def pointing(devil:Devil, scenes:Scenes, layers=None, **options)->list[dict]: # a row per layer and factor
     "Does the saliency of a true phrase peak inside a right region?"
     vocab, rows, rng = scenes.vocab, [], np.random.default_rng(0)
     words = [(k, w) for k, names in vocab.factors.items() for w in names]
     phrases = [PHRASES[k].format(w) for k, w in words]
-    hits = {(l, k): [] for l in select(devil.layers, layers) for k in FACTORS}
+    hits = {(l, k): [] for l in (["all"] if options.get("joint") else select(devil.layers, layers)) for k in FACTORS}
     for part, feats in _features(devil, scenes, 32):
-        for l, maps in saliency(devil, feats, phrases, layers).items():
+        for l, maps in saliency(devil, feats, phrases, layers, **options).items():
             peak, grid = maps.flatten(2).argmax(-1).numpy(), maps.shape[-2:]
             at = part.grid(*grid).reshape(len(part), -1)
             regions = truth.regions(part)

@@ -6,7 +6,7 @@
 __all__ = ['HIDE', 'MODE', 'SAME', 'AGAIN', 'kept', 'pool', 'hidden_layers', 'hidden_tokens', 'caption_loss', 'DevilTask',
            'validate', 'prepare', 'mean_features', 'step', 'check', 'examples']
 
-# %% ../../nbs/devil/02_train.ipynb #9e80ec40
+# %% ../../nbs/devil/02_train.ipynb #99ac8bb4
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..remote import shown
 from ..runs import read_json, write_json
 from ..sources import Skipped
 from ..text import LM, load_lm, make_lm, word_tokenizer
-from ..train import FitConfig, fit, moved, rehearse, rng_for
+from ..train import FitConfig, fit, moved, rehearse
 
 # %% ../../nbs/devil/02_train.ipynb #99788c48
 HIDE, MODE, SAME, AGAIN = 990, 991, 992, 1000 # streams of draws: below 990 the cells of each slot; a redraw is AGAIN further
@@ -117,13 +117,15 @@ def caption_loss(lm:LM, prompt:Tensor, # `(B, T, E)`
     nll = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(B, n - 1)
     return (nll * at).sum(1), at.sum(1)
 
-# %% ../../nbs/devil/02_train.ipynb #52004a58
+# %% ../../nbs/devil/02_train.ipynb #f9f1fced
 class DevilTask(nn.Module):
     "A translator between its frozen encoder and its frozen language model."
     def __init__(self, encoder:Backbone, lm:LM, cfg:DevilConfig, seed:int=0):
         super().__init__()
         self.frozen, self.lm_model = (encoder, lm), lm.model.requires_grad_(False)
         self.net, self.cfg = Translator(cfg, seed), cfg
+        bare = [l for l in cfg.layers if cfg.tokens != "spatial" and not encoder.info(l).cls]
+        if bare: raise ValueError(f"{bare[0]!r} of {encoder.name} has no class token; use tokens='spatial'.")
         if lm.dim != cfg.lm_dim: raise ValueError(f"the translator speaks {cfg.lm_dim}-wide prompts, {lm.name} reads {lm.dim}.")
 
     def train(self, mode=True):
@@ -168,7 +170,7 @@ def validate(task:DevilTask, batches, # of `pairs.once`: the share of this proce
     scores = caption_scores([r[1] for r in rows], [r[2] for r in rows])
     return {"n": len(rows), "loss": sum(r[3] for r in rows) / sum(r[4] for r in rows), **scores}
 
-# %% ../../nbs/devil/02_train.ipynb #ae031765
+# %% ../../nbs/devil/02_train.ipynb #435c22b3
 def _models(cfg, lm=None): # encoder, language model, DevilConfig; dimensions come from the loaded models
     encoder, lm = load(cfg["encoder"], dtype=cfg.get("dtype")), lm or load_lm(cfg["lm"], dtype=cfg.get("dtype"))
     sizes = dict(cfg.get("devil", {}))
@@ -198,18 +200,22 @@ def prepare(cfg:dict, # see above
 def mean_features(task:DevilTask, pairs, items=512, batch=64)->dict[tuple, Tensor]: # (layer, kind) -> `(C,)`
     "Mean training features per layer and kind of token; the blind baseline is made of them."
     flow = (b for b, _ in pairs.start(batch)) if hasattr(pairs, "start") else (pairs.batch(range(a, min(a + batch, len(pairs)))) for a in range(0, len(pairs), batch))
-    total, n, device = {}, 0, next(task.net.parameters()).device
+    total, seen, n, device = {}, {}, 0, next(task.net.parameters()).device
     for b in flow:
         b = moved(b, device)
         feats = None if "feats" in b else task.frozen[0].features(b["x"], list(task.cfg.layers))
         for k, (l, kind) in enumerate(task.cfg.slots):
-            v = b["feats"][k] if feats is None else feats[l].cls if kind == "cls" else feats[l].x.mean(1)
-            total[l, kind] = total.get((l, kind), 0) + v.float().sum(0)
+            v = b["feats"][k][~b["absent"][:, k]] if feats is None else feats[l].cls if kind == "cls" else feats[l].x.mean(1)
+            total[l, kind], seen[l, kind] = total.get((l, kind), 0) + v.float().sum(0), seen.get((l, kind), 0) + len(v)
         n += len(b["ids"])
         if n >= items: break
-    return {k: v / n for k, v in total.items()}
+    return {k: v / max(1, seen[k]) for k, v in total.items()}
 
-def _watch(task, cfg, out, rank, world): # the hook of `fit` that validates and keeps the best
+def _save(folder, task, pairs, cfg, **about): # the means do not change while the encoder is frozen, so they are computed once
+    task.net.means = task.net.means or mean_features(task, pairs)
+    save(folder, task.net, cfg["encoder"], cfg["lm"], trained_on=str(cfg.get("units") or cfg.get("data") or "docmnist"), units=cfg.get("units"), **about)
+
+def _watch(task, pairs, cfg, out, rank, world): # the hook of `fit` that validates and keeps the best
     val, seen, path = cfg["val"], {}, out/"val.json"
     if path.exists(): seen = {v["step"]: v for v in read_json(path)}
     def hook(step, bare):
@@ -222,7 +228,7 @@ def _watch(task, cfg, out, rank, world): # the hook of `fit` that validates and 
         if rank: return
         for name, better in (("loss", min), ("CIDEr", max)):
             if better(seen.values(), key=lambda v: v[name])["step"] == step:
-                save(out/f"best-{name}", bare.net, cfg["encoder"], cfg["lm"], trained_on=str(cfg.get("data") or "docmnist"), chosen_by=seen[step])
+                _save(out/f"best-{name}", bare, pairs, cfg, chosen_by=seen[step])
         write_json(path, list(seen.values()))
     return hook
 
@@ -238,24 +244,22 @@ def step(cfg:dict # configuration, with `out`: the folder of the run
         from vlnotes.devil.neurons import held_out
         cfg["val"] = {**cfg["val"], "batches": held_out(cfg, *task.frozen, task.cfg)}
     result = fit(task, pairs, fitting, out/"fit", device=cfg.get("device"), progress=cfg.get("progress", True),
-                 after=_watch(task, cfg, out, rank, world) if cfg.get("val") else None)
+                 after=_watch(task, pairs, cfg, out, rank, world) if cfg.get("val") else None)
     if cfg.get("val") and (out/"val.json").exists(): result["val"] = read_json(out/"val.json")[-1]
-    if rank == 0:
-        task.net.means = mean_features(task, pairs)
-        trained_on = str(cfg.get("units") or cfg.get("data") or "docmnist")
-        save(out, task.net, cfg["encoder"], cfg["lm"], trained_on=trained_on, run=result, skipped=skipped.summary(100))
+    if rank == 0: _save(out, task, pairs, cfg, run=result, skipped=skipped.summary(100))
     return result
 
-# %% ../../nbs/devil/02_train.ipynb #d491673d
+# %% ../../nbs/devil/02_train.ipynb #6014bb9b
 class _Noise:
-    "Random images and random captions of a given length, with the shapes of the real run."
-    def __init__(self, encoder, lm, cfg, words=24): self.encoder, self.lm, self.cfg, self.words = encoder, lm, cfg, words
+    "Random images (or pooled features of units) and random captions of a given length, with the shapes of the real run."
+    def __init__(self, task, units=False, words=24): self.task, self.units, self.words = task, units, words
     def __len__(self): return 10**6
     def batch(self, ids, rng):
-        ids = [int(i) for i in ids]
-        rows = torch.randint(0, len(self.lm.tokenizer), (len(ids), min(self.words, self.cfg.max_length)), generator=rng)
-        return {"x": torch.rand(len(ids), 3, *self.encoder.input_size, generator=rng), "ids": rows, "mask": torch.ones_like(rows, dtype=torch.bool),
-                "keys": torch.tensor(ids)}
+        (encoder, lm), cfg, n, widths = self.task.frozen, self.task.cfg, len(ids), [p.in_features for p in self.task.net.projections]
+        rows = torch.randint(0, len(lm.tokenizer), (n, min(self.words, cfg.max_length)), generator=rng)
+        x = {"feats": [torch.rand(n, c, generator=rng) for c in widths], "absent": torch.zeros(n, len(widths), dtype=torch.bool)} if self.units else \
+            {"x": torch.rand(n, 3, *encoder.input_size, generator=rng)}
+        return x | {"ids": rows, "mask": torch.ones_like(rows, dtype=torch.bool), "keys": torch.as_tensor(ids).long()}
 
 def _stand_in(name, tokens="a b c d e f g h"): # an untrained OPT of the 125m size
     from transformers import OPTConfig, OPTForCausalLM
@@ -274,15 +278,16 @@ def check(cfg:dict, # as for `step`
     except OSError:
         lines.append(f"language  {cfg['lm']}: missing; it is fetched on first use with a network, or give the folder of a copy (-p lm=FOLDER)")
         lm = _stand_in(cfg["lm"])
-    if cfg.get("units"):
-        from vlnotes.devil.neurons import check as of_units
-        lines += of_units(cfg["units"])
+    if cfg.get("units"): pass # below
     elif cfg.get("data"):
         try: n = next(iter(stream(cfg["data"], **_options(cfg)))); lines.append(f"data      {shown(cfg['data'])}: there, first image {n.id}")
         except (OSError, ValueError, StopIteration) as e: lines.append(f"data      {shown(cfg['data'])}: missing ({str(e).splitlines()[0][:90]}); give your own with -p data=FOLDER -p captions=FILE, or see `vlnotes data`")
     else: lines.append("data      drawn scenes: always there")
     task, pairs, fitting = prepare({**cfg, "data": None, "units": None}, lm)
-    r = rehearse(task, _Noise(task.frozen[0], lm, task.cfg), fitting, part=part, device=cfg.get("device"))
+    if cfg.get("units"):
+        from vlnotes.devil.neurons import check as of_units
+        lines += of_units(cfg["units"], sum(p.in_features for p in task.net.projections))
+    r = rehearse(task, _Noise(task, bool(cfg.get("units"))), fitting, part=part, device=cfg.get("device"))
     trained = sum(p.numel() for p in task.net.parameters())
     lines += [f"trained   {trained / 1e6:.1f} million parameters, {len(task.cfg.layers)} layers of {cfg['encoder']}",
               f"disk      {r['checkpoint_gb']:.2f} GB for a checkpoint", f"memory    {r['memory_gb']:.1f} GB with {r['tried']} images at once on {r['device']}",
