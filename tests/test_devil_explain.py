@@ -187,8 +187,8 @@ def test_boxes_lie_in_the_original_where_the_model_looked(size):
     whole_image = d.describe([("a", picture(w, h))], ["high"])[0]
     assert (whole_image.x0, whole_image.y1) == pytest.approx((n[0].x0, n[3].y1))
 
-def test_units_are_for_another_describer():
-    with pytest.raises(ValueError, match="units need a translator trained on units"): devil().describe(images(1), units=[3])
+def test_units_need_exemplars():
+    with pytest.raises(ValueError, match="give it exemplars of them when it is made"): devil().describe(images(1), units=[3])
 
 def test_written_notes_come_back(tmp_path):
     n = devil().describe(images(2), cells="all")

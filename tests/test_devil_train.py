@@ -346,7 +346,8 @@ def test_unknown_layers_and_settings_are_refused(tmp_path):
 def test_training_on_a_folder(tmp_path, folder):
     r = step(settings(tmp_path/"run", data=str(folder), captions=str(folder.parent/"captions.csv"), fit=dict(steps=2, bs=2)))
     assert r["steps"] == 2 and translator.load(tmp_path/"run")[1]["trained_on"] == str(folder)
-    assert [n for n, _ in dt.examples({"data": str(folder)}, 2)] == ["0.png", "1.png"] and dt.examples({}, 2)[0][1].size == (84, 84)
+    few = dt.examples({"data": str(folder), "captions": str(folder.parent/"captions.csv")}, 2)
+    assert [s.id for s in few] == ["0.png", "1.png"] and few[0].captions == ["red", "a red digit"] and dt.examples({}, 2)[0].image.size == (84, 84)
     with pytest.raises(FileNotFoundError): step(settings(tmp_path/"run2", data=str(tmp_path/"nowhere")))
 
 def test_a_run_of_another_translator_is_refused(tmp_path):
@@ -447,6 +448,13 @@ def test_two_processes_read_their_own_shards(tmp_path, shards):
     assert len(places) == 2 and all(p["world"] == 2 for p in places)
     alone = step({**cfg, "fit": dict(steps=6, bs=3, save_every=2)}) # and go on with one
     assert alone["steps"] == 6 and alone["world"] == 1
+
+def test_captions_are_cut_to_what_the_language_model_can_hold():
+    speaker = lm() # 40 places
+    long = batch(torch.zeros(1, 3, 16, 16), ["x"], [["red square " * 60]], speaker, config(max_length=100))
+    assert long["ids"].shape[1] == speaker.max_length - 3 < 100
+    t = task(speaker=speaker, max_length=100)
+    assert t(long)[0].isfinite(), "with the prompt it just fits"
 
 def test_a_stream_sees_every_sample_once_a_pass(shards):
     enc, speaker = encoder(), load_small()

@@ -6,7 +6,7 @@
 __all__ = ['MOST', 'SMALL', 'BASELINES', 'RIGHT', 'KINDS', 'MEANING', 'CSS', 'SCRIPT', 'picture', 'heat', 'marked', 'best_layer',
            'where', 'html', 'write']
 
-# %% ../nbs/60_report.ipynb #288402cb
+# %% ../nbs/60_report.ipynb #72105b74
 import base64, hashlib, io, json, math, re, shlex
 from collections.abc import Callable
 from html import escape
@@ -18,7 +18,7 @@ from .notes import Notes
 from .plots import SEQUENTIAL, finite_range, scaled
 from .vocabulary import FACTORS, named
 
-# %% ../nbs/60_report.ipynb #5f5fe09a
+# %% ../nbs/60_report.ipynb #7d237208
 MOST = 640 # pixels of the longer side
 SMALL = 160 # up to here a picture is shown enlarged, with crisp pixels
 
@@ -37,7 +37,7 @@ def picture(im: Image.Image) -> str: # a `data:` address
     png, jpeg = _bytes(im, "png"), _bytes(im, "jpeg", quality=88)
     return _address(png) if len(png) <= len(jpeg) else _address(jpeg, "jpeg")
 
-# %% ../nbs/60_report.ipynb #b060c0a1
+# %% ../nbs/60_report.ipynb #a6c73899
 def heat(m) -> str: # a `data:` address of `(H, W)` numbers
     "A map as a transparent picture, a pixel per cell."
     from matplotlib import colormaps
@@ -46,7 +46,7 @@ def heat(m) -> str: # a `data:` address of `(H, W)` numbers
     rgba[..., 3] = .15 + .6 * m
     return _address(_bytes(Image.fromarray((rgba * 255).round().astype(np.uint8)), "png"))
 
-# %% ../nbs/60_report.ipynb #c1443e17
+# %% ../nbs/60_report.ipynb #4f57cedd
 def marked(
     text: str,
     vocab=None, # the world's words; None marks nothing
@@ -61,7 +61,7 @@ def marked(
     tag = lambda w: f'<b class="ok">{escape(w)}</b>' if w.lower() in right else f'<s class="no">{escape(w)}</s>'
     return "".join(tag(p) if i % 2 else plain(p) for i, p in enumerate(parts))
 
-# %% ../nbs/60_report.ipynb #6552305a
+# %% ../nbs/60_report.ipynb #a1ddd932
 def _words(text, vocab): return [w for v in named(text, vocab).values() for w in v]
 
 def _short(text, vocab, true, width): # width: cells in a row of the grid
@@ -73,7 +73,7 @@ def _verdict(text, vocab, true):
     said = set(_words(text, vocab)) if true else ()
     return "" if not said else "ok" if said <= true else "no"
 
-# %% ../nbs/60_report.ipynb #ec361b8a
+# %% ../nbs/60_report.ipynb #65ff07b8
 BASELINES = {"constant": "one fixed sentence, the most frequent words, for everything", "shuffled": "the words of other images, from the best layer",
              "blind": "the same translator and language model on the mean training feature, without an image", "majority": "the most frequent answer"}
 RIGHT = """A caption of the grid cell at the centre of a region is <em>right</em> about a factor when it names that region's value and no other value
@@ -118,7 +118,7 @@ def _scoreboard(scores, scenes):
 <table class="scores"><caption>{what}; the best layer of each column in bold</caption><thead><tr><td></td>{group}</tr><tr><th scope="col">layer</th>{head}</tr></thead>
 <tbody>{"".join(line(r, True) for r in layers)}</tbody>{f"{sep}{lines}</tbody>" if base else ""}</table></div>{f'<p class="hint">{of}.</p>' if base else ""}</section>"""
 
-# %% ../nbs/60_report.ipynb #42d02ddc
+# %% ../nbs/60_report.ipynb #def405dc
 def _frame(rows, size, crop): # (x0, y0, x1, y1) in pixels of the image
     if crop: return tuple(crop(size))
     for r in rows:
@@ -138,7 +138,7 @@ def where(box, size) -> str:
     v, h = third(box[1], box[3], size[1]), third(box[0], box[2], size[0])
     return ("top ", "middle ", "bottom ")[v] + ("left", "centre", "right")[h] if (v, h) != (1, 1) else "centre"
 
-# %% ../nbs/60_report.ipynb #abb0375e
+# %% ../nbs/60_report.ipynb #8c7c40ee
 KINDS = {"mean_logprob": "mean log-probability", "logprob": "log-probability"}
 
 def _kind(rows): # what the score is, if it is the same everywhere
@@ -160,7 +160,7 @@ def _captions(rows, who, vocab, facts, whole):
     return f"""<div class="wide"><table class="captions"><caption>The whole image, by layer</caption><thead><tr><th scope="col">layer</th><th scope="col">caption</th>
 <th scope="col" class="num">{_kind_head(rows)}</th></tr></thead><tbody>{"".join(map(line, rows))}</tbody></table></div>"""
 
-# %% ../nbs/60_report.ipynb #4dcc5f39
+# %% ../nbs/60_report.ipynb #5d7bf161
 def _under(r, frame, h, w, boxes, facts): # the true words under the centre of a cell
     x, y = frame[0] + (frame[2] - frame[0]) * (r["col"] + .5) / w, frame[1] + (frame[3] - frame[1]) * (r["row"] + .5) / h
     return next((set(f) for b, f in zip(boxes, facts) if b[0] <= x < b[2] and b[1] <= y < b[3]), None)
@@ -195,7 +195,7 @@ def _cells(grids, first, frame, size, crisp, name, known, after):
 <div class="side"><h4>Cell by cell</h4><div class="tabs" role="group" aria-label="Layer of the grid">{tabs}</div><output></output>
 <ul class="key">{key * known}<li>point at a cell, tap it, or walk with the arrow keys</li></ul>{after}</div><script type="application/json">{_json(grids)}</script></div>"""
 
-# %% ../nbs/60_report.ipynb #c6d9306c
+# %% ../nbs/60_report.ipynb #93e935ac
 def _map(phrase, layer, m, frame, size, crisp):
     m = np.asarray(m.detach().cpu().float() if hasattr(m, "detach") else m, dtype=float)
     fine = np.isfinite(m).any()
@@ -225,7 +225,7 @@ def _card(k, name, rows, im, i, scenes, maps, crop, who, first):
     style = f' style="--im:url({src})"' if src and (cells or drawn) else ""
     return f'<article id="image-{k}"{style}><h3>{escape(name)}{far}</h3>{"".join(parts)}</article>'
 
-# %% ../nbs/60_report.ipynb #d81380dc
+# %% ../nbs/60_report.ipynb #3a7fb9c6
 MEANING = """A caption says what one trained describer could read out of a layer's features; it does not say that the network uses them for its own task, nor that
 a layer with poor captions lacks what they miss. A language model ends its sentences well even where the features say little, so hold every
 score against the blind baseline. The features of a cell have seen more of the image than its square, all of it in deep layers. A log-probability tells how sure the language
@@ -248,7 +248,7 @@ def _made(m):
     cite = "".join(f"<li>{escape(str(c))}</li>" for c in m.get("cite") or [])
     return f"""<section id="made"><h2>How it was made</h2><dl>{lines}{f"<dt>Cite</dt><dd><ul>{cite}</ul></dd>" if cite else ""}</dl></section>"""
 
-# %% ../nbs/60_report.ipynb #f7830834
+# %% ../nbs/60_report.ipynb #755f89e8
 CSS = """
 :root{color-scheme:light dark;--bg:#f6f6f3;--card:#fff;--ink:#1d1f21;--soft:#5c6166;--line:#dcdcd6;--ok:#00664a;--no:#a83c00;--acc:#0060a0;--warn:#fff1d6;--wline:#b36b00}
 @media(prefers-color-scheme:dark){:root{--bg:#141618;--card:#1d2023;--ink:#e8e8e4;--soft:#a3a9ae;--line:#363b40;--ok:#4fd1a5;--no:#ff9d5c;--acc:#79bdf2;--warn:#3a2c10;--wline:#e69f00}}
@@ -308,7 +308,7 @@ on("keydown",(i,e)=>{const [y,x]={ArrowLeft:[0,-1],ArrowRight:[0,1],ArrowUp:[-1,
 if(e.key.startsWith("Arrow")){e.preventDefault();if(r>=0&&r<l.h&&c>=0&&c<l.w){pick(r*l.w+c);k[at].focus()}}});
 tabs.forEach((t,j)=>t.onclick=()=>draw(j));draw(tabs.findIndex(t=>t.ariaPressed=="true"))})"""
 
-# %% ../nbs/60_report.ipynb #ea8c2760
+# %% ../nbs/60_report.ipynb #3f95bc4c
 def _policy():
     mine = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{mine}'; base-uri 'none'; form-action 'none'"
@@ -361,7 +361,7 @@ def html(
 {"".join(body for _, body in parts.values())}</main><script>{SCRIPT}</script></body></html>
 """
 
-# %% ../nbs/60_report.ipynb #37de96a0
+# %% ../nbs/60_report.ipynb #37934a41
 def write(
     path: str | Path, # the file, usually `report.html`
     notes: Notes,

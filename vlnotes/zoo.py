@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'CARD', 'ENCODERS', 'at', 'table', 'entry', 'weights', 'write', 'build', 'encoder', 'domain', 'strangeness']
 
-# %% ../nbs/30_zoo.ipynb #4e533ad5
+# %% ../nbs/30_zoo.ipynb #8250bddc
 import difflib, hashlib, importlib.metadata, platform
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import vlnotes
 from .runs import atomic, read_json, write_json
 
-# %% ../nbs/30_zoo.ipynb #325b9dea
+# %% ../nbs/30_zoo.ipynb #e2e1b92d
 WEIGHTS = Path(vlnotes.__file__).parent/"weights"
 
 _root = ContextVar("zoo root", default=None)
@@ -52,7 +52,7 @@ def weights(name:str, root=None)->dict[str, Tensor]: # float32 tensors
         raise ValueError(f"{p} does not have the sha256 that zoo.json names: reinstall vlnotes.")
     return {k: v.float() if v.is_floating_point() else v for k, v in load_file(p).items()}
 
-# %% ../nbs/30_zoo.ipynb #87e5b150
+# %% ../nbs/30_zoo.ipynb #e06e5945
 CARD = """# {name}
 
 {about}
@@ -107,7 +107,7 @@ def write(name:str, # entry
         tmp.write_text(CARD.format(name=name, about=about, kb=p.stat().st_size / 1000, scores=scores, **e), encoding="utf-8")
     return p
 
-# %% ../nbs/30_zoo.ipynb #c0d54432
+# %% ../nbs/30_zoo.ipynb #906df9cc
 ENCODERS = {
     "convnet": dict(arch="resnet", kw=dict(layers=[1, 1, 1, 1], channels=[32, 48, 96, 128], stem_width=32, output_stride=16),
                     layers=["layer1", "layer2", "layer3", "layer4"]),
@@ -131,7 +131,7 @@ def encoder(name:str, root=None)->tuple[nn.Module, dict]: # timm model in eval m
     net.load_state_dict({k[8:]: v for k, v in weights(name, root).items() if k.startswith("encoder.")})
     return net.eval(), cfg
 
-# %% ../nbs/30_zoo.ipynb #ca3c5cc0
+# %% ../nbs/30_zoo.ipynb #83717167
 def domain(z:Tensor # `(n, C)` mean features of training scenes
           )->dict[str, Tensor]: # tensors to store with the encoder
     "What ordinary features look like."

@@ -58,7 +58,7 @@ def whole_table(devil:Devil, scenes:Scenes, layers=None)->list[dict]:
     texts |= {"constant": [truth.constant()] * n, "shuffled": truth.shuffled(texts["all"]), "blind": [devil.blind()] * n}
     return [{"who": k, **truth.f1(t, scenes)} for k, t in texts.items()]
 
-# %% ../../nbs/devil/06_scores.ipynb #09f5a7de
+# %% ../../nbs/devil/06_scores.ipynb #73bd5217
 PHRASES = {"digit": "the digit appears to be {}", "colour": "the color is {}", "shape": "the shape is a {}", "size": "the shape size is {}"}
 
 def pointing(devil:Devil, scenes:Scenes, layers=None, **options)->list[dict]: # a row per layer and factor
@@ -81,6 +81,6 @@ def pointing(devil:Devil, scenes:Scenes, layers=None, **options)->list[dict]: # 
     for (l, k), v in hits.items():
         a = np.array(v, float)
         lo, hi = wilson(int(a[:, 0].sum()), len(a))
-        rows.append({"layer": l, "factor": k, "inside": round(a[:, 0].mean(), 4), "lo": round(float(lo), 4), "hi": round(float(hi), 4),
-                     "shuffled_phrase": round(a[:, 1].mean(), 4), "chance": round(a[:, 2].mean(), 4), "n": len(a)})
+        rows.append({"layer": l, "factor": k, "inside": round(float(a[:, 0].mean()), 4), "lo": round(float(lo), 4), "hi": round(float(hi), 4),
+                     "shuffled_phrase": round(float(a[:, 1].mean()), 4), "chance": round(float(a[:, 2].mean()), 4), "n": len(a)})
     return rows

@@ -6,9 +6,10 @@
 __all__ = ['HIDE', 'MODE', 'SAME', 'AGAIN', 'kept', 'pool', 'hidden_layers', 'hidden_tokens', 'caption_loss', 'DevilTask',
            'validate', 'prepare', 'mean_features', 'step', 'check', 'examples']
 
-# %% ../../nbs/devil/02_train.ipynb #99ac8bb4
+# %% ../../nbs/devil/02_train.ipynb #ed9792a4
 import os
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 import torch
 from accelerate.utils import gather_object
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .. import docmnist
 from ..backbones import Backbone, load
-from ..data import stream
+from ..data import Sample, stream
 from . import pairs as sources
 from .explain import captions
 from .translator import DevilConfig, Translator, save
@@ -249,7 +250,7 @@ def step(cfg:dict # configuration, with `out`: the folder of the run
     if rank == 0: _save(out, task, pairs, cfg, run=result, skipped=skipped.summary(100))
     return result
 
-# %% ../../nbs/devil/02_train.ipynb #6014bb9b
+# %% ../../nbs/devil/02_train.ipynb #5a197822
 class _Noise:
     "Random images (or pooled features of units) and random captions of a given length, with the shapes of the real run."
     def __init__(self, task, units=False, words=24): self.task, self.units, self.words = task, units, words
@@ -295,8 +296,8 @@ def check(cfg:dict, # as for `step`
     return "\n".join(lines)
 
 def examples(source:dict, # `data` and `captions`, as in the configuration
-             n:int)->list: # [(id, PIL image)]
-    "A few images of a source; drawn scenes of test handwriting where it is none."
-    if source.get("data"): return [(s.id, s.image) for s, _ in zip(stream(source["data"], **_options(source)), range(n))]
+             n:int)->list[Sample]:
+    "A few images of a source with their captions; drawn scenes of test handwriting where it is none."
+    if source.get("data"): return list(islice(stream(source["data"], **_options(source)), n))
     few = docmnist.generate(n, regions=(1, 3), split="test", seed=5, order="reading", unique=False)
-    return [(few.ids[i], few.image(i)) for i in range(n)]
+    return [Sample(few.ids[i], few.image(i), [few.texts[i]]) for i in range(n)]
