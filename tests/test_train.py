@@ -356,6 +356,24 @@ def test_rehearsal_tells_the_price_and_keeps_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_another_number_of_processes_goes_on_at_the_next_item(tmp_path, capsys):
+    cfg = FitConfig(bs=4, steps=9)
+    pair = [np.concatenate([i for *_, i in Order(50, cfg, rank=r, world=2)]).reshape(9, 4) for r in (0, 1)]
+    used = np.concatenate([np.concatenate([a[k], b[k]]) for k in range(3) for a, b in [pair]]) # three updates of two processes
+    rest = [i for *_, i in Order(50, cfg, start=3, shift=24 - 3 * 4)] # as `fit` resumes with one
+    whole = np.concatenate([i for *_, i in Order(50, FitConfig(bs=4, steps=12))])
+    assert np.concatenate([used, *rest])[:48].tolist() == whole[:48].tolist()
+    run(tmp_path, steps=4)
+    info, tensors = read_checkpoint(tmp_path/"checkpoint.safetensors")
+    assert info["items"] == 4 * CFG["bs"] and info["world"] == 1
+    from safetensors.torch import save_file
+    save_file(tensors, tmp_path/"checkpoint.safetensors", metadata={"state": json.dumps(info | {"world": 3, "items": 96})})
+    data = Points()
+    run(tmp_path, data=data, steps=5)
+    assert "goes on with other processes (3 before, 1 now)" in capsys.readouterr().out
+    assert data.seen[0] == Order(97, FitConfig(**{**CFG, "steps": 5}), shift=96).items(0)[1].tolist()
+
+
 # ---- killed: one process imports everything and forks a run for each way to die
 
 KILLER = textwrap.dedent("""

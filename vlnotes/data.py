@@ -72,7 +72,7 @@ class Sample:
     regions: list[dict] | None = None # each with `box` (x0, y0, x1, y1) in pixels, and what the source says of it
     meta: dict = field(default_factory=dict) # what else the source holds; `index` is the position in the stream
 
-# %% ../nbs/16_data.ipynb #4dc63a74
+# %% ../nbs/16_data.ipynb #99e3bb75
 def _weight(r): return len(r.source) if isinstance(r.source, bytes) else 0
 
 
@@ -97,7 +97,7 @@ def stream(
     image_key: str = "image", # column of the image in a table
     caption_key: str | list[str] = "caption", # column of the caption in a table; several for Parquet
     shuffle: int = 0, # 0 keeps the order; else the number of undecoded records held back
-    shuffle_bytes: float = 256e6, # and at most so many bytes of them: a worker, torch included, stays below 1 GB
+    shuffle_bytes: float = 100e6, # and at most so many bytes of them: a worker, torch included, stays below 1 GB
     seed: int = 0, # of the order
     epoch: int = 0, # another order each epoch
     rank: int = 0, # this process ...
