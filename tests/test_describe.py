@@ -132,6 +132,7 @@ def test_units_are_described_by_the_images_they_respond_to(tmp_path):
     out = job.describe(units={"layer4": [3, 7, 11], "layer3": [0]}, batch=2, out=tmp_path/"run")
     notes = Notes.read(out/"notes.parquet")
     assert sorted((n.layer, n.unit) for n in notes) == [("layer3", 0), ("layer4", 3), ("layer4", 7), ("layer4", 11)] and all(n.text for n in notes)
+    assert {n.image_id for n in notes} == {"convnet/layer3/0", "convnet/layer4/3", "convnet/layer4/7", "convnet/layer4/11"}
     assert "What single units stand for" in (out/"report.html").read_text() and runs.read_json(out/"manifest.json")["data"]["units"] == 4
-    again = job.describe([out/"exemplars/layers"], units={"layer4": [7]}, out=tmp_path/"again")
+    again = job.describe([out/"exemplars/convnet"], units={"layer4": [7]}, out=tmp_path/"again")
     assert [n.text for n in Notes.read(again/"notes.parquet")] == [n.text for n in notes if n.unit == 7]

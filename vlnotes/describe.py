@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FAR', 'drawn', 'describers', 'make', 'scoreboard', 'step', 'exemplify', 'overview', 'describe']
 
-# %% ../nbs/62_describe.ipynb #1eb0caef
+# %% ../nbs/62_describe.ipynb #341059f1
 import os
+import re
 import shutil
 import textwrap
 from importlib.metadata import entry_points
@@ -60,7 +61,7 @@ def scoreboard(notes:Notes, scenes, describer)->list[dict]: # one row per layer,
     if hasattr(describer, "blind") and getattr(getattr(describer, "net", None), "means", True): base["blind"] = (c and [blind(best_c)] * len(own), w and [blind(best_w)] * len(scenes))
     return rows + [judge(k, c and bc, w and bw) for k, (bc, bw) in base.items()]
 
-# %% ../nbs/62_describe.ipynb #9c07b626
+# %% ../nbs/62_describe.ipynb #bb15cad0
 def _batches(items, size):
     items = iter(items)
     while part := list(islice(items, size)): yield part
@@ -99,10 +100,11 @@ def exemplify(encoder, units, images_, n, seed, out, device, nproc)->Path: # fol
     if len(images_) > 1: raise ValueError(f"units are sought in one folder or shard pattern, not in {len(images_)}.")
     if not images_ and not (out/"scenes").exists(): docmnist.generate(n, regions=(1, 4), split="test", seed=seed).write_shards(out/"scenes")
     home = out/"exemplars"; home.mkdir(exist_ok=True)
-    cfg = dict(encoder=encoder, samples=str(images_[0]) if images_ else f"{out}/scenes/*.tar", layers=list(units), units=units, out=str(home/"layers"), device=device, progress=nproc == 1)
+    made = home/re.sub(r"[^\w.-]", "-", encoder.rpartition("/")[2]) # the units are named after it
+    cfg = dict(encoder=encoder, samples=str(images_[0]) if images_ else f"{out}/scenes/*.tar", layers=list(units), units=units, out=str(made), device=device, progress=nproc == 1)
     runs.launch("exemplars", cfg, nproc, home)
-    if nproc > 1: exemplars.merge(home/"layers")
-    return home/"layers"
+    if nproc > 1: exemplars.merge(made)
+    return made
 
 # %% ../nbs/62_describe.ipynb #64e21f0e
 FAR = ("These images do not look like drawn digit scenes, and {encoder} has seen nothing else: do not trust these words. For photographs, train a "
