@@ -133,6 +133,8 @@ def test_units_are_described_by_the_images_they_respond_to(tmp_path):
     notes = Notes.read(out/"notes.parquet")
     assert sorted((n.layer, n.unit) for n in notes) == [("layer3", 0), ("layer4", 3), ("layer4", 7), ("layer4", 11)] and all(n.text for n in notes)
     assert {n.image_id for n in notes} == {"convnet/layer3/0", "convnet/layer4/3", "convnet/layer4/7", "convnet/layer4/11"}
-    assert "What single units stand for" in (out/"report.html").read_text() and runs.read_json(out/"manifest.json")["data"]["units"] == 4
+    page = (out/"report.html").read_text()
+    assert "What single units stand for" in page and "4 notes about 4 units" in page and page.count('<img class="strip"') == 4
+    assert runs.read_json(out/"manifest.json")["data"]["units"] == 4
     again = job.describe([out/"exemplars/convnet"], units={"layer4": [7]}, out=tmp_path/"again")
     assert [n.text for n in Notes.read(again/"notes.parquet")] == [n.text for n in notes if n.unit == 7]

@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['FAR', 'drawn', 'describers', 'make', 'scoreboard', 'step', 'exemplify', 'overview', 'describe']
 
-# %% ../nbs/62_describe.ipynb #341059f1
+# %% ../nbs/62_describe.ipynb #a0062108
 import os
 import re
 import shutil
 import textwrap
 from importlib.metadata import entry_points
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
+import numpy as np
+from PIL import Image
 from . import data, docmnist, exemplars, report, runs, truth
 from .notes import Notes
 
@@ -106,7 +109,7 @@ def exemplify(encoder, units, images_, n, seed, out, device, nproc)->Path: # fol
     if nproc > 1: exemplars.merge(made)
     return made
 
-# %% ../nbs/62_describe.ipynb #64e21f0e
+# %% ../nbs/62_describe.ipynb #8ce304d5
 FAR = ("These images do not look like drawn digit scenes, and {encoder} has seen nothing else: do not trust these words. For photographs, train a "
        "translator for an encoder of photographs (`vlnotes run devil_train --preset paper --check` says what it takes) and pass it with --model.")
 
@@ -148,6 +151,20 @@ def overview(path, name, image, notes, maps=(), crop=None)->Path: # a PNG; `crop
         fig.savefig(path, bbox_inches="tight")
     return Path(path)
 
+def _strips(notes, probe, most): # {id of a unit: its exemplars in a row}
+    from matplotlib.figure import Figure
+    from vlnotes import plots
+    out = {}
+    for n in list(notes)[:most]:
+        home = Path(probe)/n.layer
+        x, m = (np.load(home/f"{k}.npy", mmap_mode="r") for k in ("images", "masks"))
+        fig = Figure(figsize=(8, 8 * x.shape[3] / (x.shape[1] * (x.shape[4] + 4))), dpi=96)
+        numbers = np.load(home/"units.npy") if (home/"units.npy").exists() else np.arange(len(m))
+        k = int(np.flatnonzero(numbers == n.unit)[0])
+        exemplars.strip(fig.add_axes((0, 0, 1, 1)), x[k], m[k])
+        out[n.image_id] = Image.open(BytesIO(plots.png(fig))).convert("RGB")
+    return out
+
 def _protocol(scenes, scores):
     if scenes is None: return "no truth is known"
     return "scores against the truth of drawn scenes of glyphs no part was trained on" + ("" if any(r["who"] == "blind" for r in scores) else
@@ -188,7 +205,7 @@ def describe(images_:tuple=(), # files, folders, shards; none = drawn scenes
                          metrics={"scores": scores} if scores else {})
     maps, crop = _phrases(describer, found, scenes, phrase, layers), getattr(getattr(describer, "encoder", None), "crop", None)
     if found: overview(out/"overview.png", *found[0], notes, maps.get(found[0][0], ()), crop)
-    report.write(out/"report.html", notes, dict(found), title="What the encoder's layers say", warning=warning, scenes=scenes, scores=scores,
+    report.write(out/"report.html", notes, _strips(notes, cfg["probe"], show) if units else dict(found), title="What the encoder's layers say", warning=warning, scenes=scenes, scores=scores,
                  maps=maps, crop=crop, manifest=made)
     shutil.rmtree(out/"parts", ignore_errors=True)
     return out

@@ -225,14 +225,17 @@ def _card(k, name, rows, im, i, scenes, maps, crop, who, first):
     style = f' style="--im:url({src})"' if src and (cells or drawn) else ""
     return f'<article id="image-{k}"{style}><h3>{escape(name)}{far}</h3>{"".join(parts)}</article>'
 
-# %% ../nbs/60_report.ipynb #3a7fb9c6
+# %% ../nbs/60_report.ipynb #cc61ea32
 MEANING = """A caption says what one trained describer could read out of a layer's features; it does not say that the network uses them for its own task, nor that
 a layer with poor captions lacks what they miss. A language model ends its sentences well even where the features say little, so hold every
 score against the blind baseline. The features of a cell have seen more of the image than its square, all of it in deep layers. A log-probability tells how sure the language
 model is of its words, not how true they are; and what holds on these images need not hold on others."""
 
-def _units(rows, who, limit=500):
-    line = lambda r: f'<tr><th scope="row">{_code(who(r))}</th><td class="num">{r["unit"]}</td><td>{escape(r["text"])}</td><td class="num">{_score(r)}</td></tr>'
+def _units(rows, who, pictures, limit=500):
+    def look(r): # its exemplars, in a row
+        if (im := pictures.get(r["image_id"])) is None: return ""
+        return f'<br><img class="strip" alt="images that unit {r["unit"]} of {escape(str(r["layer"]))} responds to" src="{_address(_bytes(im, "png", optimize=True))}">'
+    line = lambda r: f'<tr><th scope="row">{_code(who(r))}</th><td class="num">{r["unit"]}</td><td>{escape(r["text"])}{look(r)}</td><td class="num">{_score(r)}</td></tr>'
     more = f"<p>{len(rows) - limit} more unit notes are not shown.</p>" if len(rows) > limit else ""
     return f"""<section id="units"><h2>Units</h2><div class="wide"><table class="captions"><caption>What single units stand for</caption><thead><tr><th scope="col">layer</th>
 <th scope="col" class="num">unit</th><th scope="col">words</th><th scope="col" class="num">{_kind_head(rows)}</th></tr></thead><tbody>{"".join(map(line, rows[:limit]))}</tbody></table></div>{more}</section>"""
@@ -248,7 +251,7 @@ def _made(m):
     cite = "".join(f"<li>{escape(str(c))}</li>" for c in m.get("cite") or [])
     return f"""<section id="made"><h2>How it was made</h2><dl>{lines}{f"<dt>Cite</dt><dd><ul>{cite}</ul></dd>" if cite else ""}</dl></section>"""
 
-# %% ../nbs/60_report.ipynb #755f89e8
+# %% ../nbs/60_report.ipynb #dacef112
 CSS = """
 :root{color-scheme:light dark;--bg:#f6f6f3;--card:#fff;--ink:#1d1f21;--soft:#5c6166;--line:#dcdcd6;--ok:#00664a;--no:#a83c00;--acc:#0060a0;--warn:#fff1d6;--wline:#b36b00}
 @media(prefers-color-scheme:dark){:root{--bg:#141618;--card:#1d2023;--ink:#e8e8e4;--soft:#a3a9ae;--line:#363b40;--ok:#4fd1a5;--no:#ff9d5c;--acc:#79bdf2;--warn:#3a2c10;--wline:#e69f00}}
@@ -266,7 +269,7 @@ th,td{text-align:left;vertical-align:top;padding:.38rem .6rem .38rem 0;border-to
 thead th{font-size:.85rem;color:var(--soft);border:0;vertical-align:bottom}thead td{border:0}.num{text-align:right;font-variant-numeric:tabular-nums;padding-right:.2rem}.num+td,.num+th:not(.num){padding-left:1.2rem}
 .scores .num{padding:.38rem .5rem;min-width:3.6rem}.scores small{display:block;line-height:1.25}.scores th[colspan],.scores thead tr:first-child th{text-align:center;border-bottom:1px solid var(--line)}
 .scores tbody th[scope=rowgroup]{text-align:left;color:var(--soft);font-size:.85rem;padding-top:1.1rem;border-top:2px solid var(--soft);border-bottom:0}.scores th[scope=row]{max-width:22rem}.baselines .num{color:var(--soft)}.scores small{white-space:nowrap}
-.captions th small,.captions td small{display:block}.captions thead .num{width:7rem}
+.captions th small,.captions td small{display:block}.strip{display:block;max-width:100%;margin-top:.3rem}.captions thead .num{width:7rem}
 .ok,.no{white-space:nowrap}.ok{color:var(--ok);font-weight:600}.no{color:var(--no);font-weight:600;text-decoration-thickness:1.5px}.ok::after{content:"\\2009✓";font-weight:400}.no::after{content:"\\2009✗";display:inline-block}
 article{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:1.1rem 1.2rem 1.2rem;margin:1rem 0}
 figure{margin:0}.pair{display:grid;grid-template-columns:16rem minmax(0,1fr);gap:1.4rem;align-items:start}.look img{display:block;width:100%;border-radius:4px}.gone{color:var(--soft)}
@@ -308,7 +311,7 @@ on("keydown",(i,e)=>{const [y,x]={ArrowLeft:[0,-1],ArrowRight:[0,1],ArrowUp:[-1,
 if(e.key.startsWith("Arrow")){e.preventDefault();if(r>=0&&r<l.h&&c>=0&&c<l.w){pick(r*l.w+c);k[at].focus()}}});
 tabs.forEach((t,j)=>t.onclick=()=>draw(j));draw(tabs.findIndex(t=>t.ariaPressed=="true"))})"""
 
-# %% ../nbs/60_report.ipynb #3f95bc4c
+# %% ../nbs/60_report.ipynb #cc69ce34
 def _policy():
     mine = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{mine}'; base-uri 'none'; form-action 'none'"
@@ -321,7 +324,7 @@ def _count(n, what): return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 def html(
     notes: Notes,
-    images: dict | None = None, # image id -> PIL image; the order of the page
+    images: dict | None = None, # image id -> PIL image, the order of the page; of a unit: its exemplars in a row
     *,
     title: str = "What the encoder's layers say",
     intro: str | None = None, # a sentence; None = what there is
@@ -337,6 +340,8 @@ def html(
     if limit < 0: raise ValueError(f"limit={limit}: the number of images shown is 0 or more")
     rows, images, maps = notes.table.to_pylist(), images or {}, maps or {}
     units, seen, of = [r for r in rows if r["unit"] is not None], [r for r in rows if r["unit"] is None], {}
+    named = {r["image_id"] for r in units}
+    pictures, images = {n: im for n, im in images.items() if n in named}, {n: im for n, im in images.items() if n not in named}
     for r in seen: of.setdefault(r["image_id"], []).append(r)
     who = _who(seen)
     every = list(dict.fromkeys([*images, *of]))
@@ -344,13 +349,13 @@ def html(
     place = {n: i for i, n in enumerate(scenes.ids)} if scenes is not None else {}
     cards = [_card(k, str(n), of.get(n, []), images.get(n), place.get(n), scenes, maps.get(n, []), crop, who, best_layer(scores)) for k, n in enumerate(shown)]
     names = lambda k: ", ".join(notes.unique(k)) or "nobody"
-    lead = intro or f"{_count(len(rows), 'note')} about {_count(len(every), 'image')}, written by {names('method')} from the features of {names('encoder')}."
+    lead = intro or f"{_count(len(rows), 'note')} about {_count(len(every), 'image') if every or not units else _count(len(named), 'unit')}, written by {names('method')} from the features of {names('encoder')}."
     rest = len(every) - len(shown)
     more = f'<p>The first {_count(len(shown), "image")} of {len(every)}; {rest} {"is" if rest == 1 else "are"} not shown.</p>' if rest else ""
     blind = "<noscript><p>The grids of cells need JavaScript; nothing else does.</p></noscript>" if any('class="cells"' in c for c in cards) else ""
     parts = {"right": ("What was right", _scoreboard(scores, scenes) if scores else ""),
              "images": ("Images", f'<section id="images"><h2>Images</h2>{more}{blind}{"".join(cards)}</section>' if every else ""),
-             "units": ("Units", _units(units, _who(units)) if units else ""), "made": ("How it was made", _made(manifest) if manifest else ""),
+             "units": ("Units", _units(units, _who(units), pictures) if units else ""), "made": ("How it was made", _made(manifest) if manifest else ""),
              "meaning": ("What these words do not mean", f'<section id="meaning"><h2>What these words do not mean</h2><p>{MEANING}</p></section>')}
     nav = "".join(f'<a href="#{k}">{h}</a>' for k, (h, body) in parts.items() if body)
     banner = f'<p class="warning" role="note"><strong>Warning.</strong> {escape(warning)}</p>' if warning else ""
