@@ -413,7 +413,7 @@ def test_a_full_buffer_of_photographs_keeps_a_worker_below_a_gigabyte(tmp_path):
     run = subprocess.run([sys.executable, "-c", code, tmp_path/"a.tar"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     base, full = map(float, run.stdout.split())
-    assert 200 < full - base < 350, (base, full) # torch itself takes 650 MB
+    assert 80 < full - base < 250, (base, full) # a buffer of 100 MB was full; torch itself takes 650 MB
 
 
 def test_start_resumes(shards, folder):

@@ -191,7 +191,7 @@ def test_the_language_model_is_sure_of_its_grammar():
 @pytest.mark.parametrize("name", ENCODERS)
 def test_translators_name_what_is_there(name):
     rows = {r["who"]: r for r in zoo.entry(f"devil-{name}")["metrics"]["cells"]}
-    least = dict(digit=.93 if name == "convnet" else .65, colour=.97, shape=.9, size=.9)
+    least = dict(digit=.93, colour=.97, shape=.9, size=.9) if name == "convnet" else dict(digit=.85, colour=.97, shape=.8, size=.85)
     assert any(all(r[k] >= v for k, v in least.items()) for r in rows.values()), rows
     for who in ("constant", "shuffled", "blind"): assert rows[who]["digit"] < .3 and rows[who]["colour"] < .4
 
