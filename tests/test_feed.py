@@ -74,3 +74,12 @@ def test_what_cannot_be_read_is_noted(tmp_path):
     note = Skipped()
     batches = [b for b, _ in itertools.islice(feed(tmp_path, skipped=note).start(3), 2)]
     assert sorted(n for n, _ in batches[0]) == ["0.png", "1.png", "2.png"] and [i for i, _ in note] == ["bad.png"]
+
+
+def test_one_feed_may_be_read_twice_at_a_time(shards):
+    f = feed(shards)
+    alone = [b for b, _ in itertools.islice(f.start(3), 4)]
+    one = f.start(3)
+    first = next(one)[0]
+    assert len(next(f.start(5, 1, 2))[0]) == 5 # as when mean features are taken amid training
+    assert [first, *(next(one)[0] for _ in range(3))] == alone

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['Share', 'Feed']
 
-# %% ../nbs/27_feed.ipynb #de2ff416
+# %% ../nbs/27_feed.ipynb #4cb70094
 import itertools
 from collections.abc import Callable, Iterator
+from copy import copy
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from .data import stream
 from .sources import Skipped
 
-# %% ../nbs/27_feed.ipynb #d6b670db
+# %% ../nbs/27_feed.ipynb #1ccbbc28
 class Share(IterableDataset):
     "The batches of one process: `(batch, (worker, epoch, index))`; worker `w` makes every `n`-th of them."
     def __init__(self, feed, at, first): self.feed, self.at, self.first = feed, at, first
@@ -37,7 +38,6 @@ class Feed:
         skipped:Skipped|None=None, # collects what was left out; give it a path
         **options): # of `data.stream`
         self.source, self.prepare, self.make, self.buffer, self.seed, self.skipped, self.options = source, prepare, make, buffer, seed, skipped, options
-        self.bs = self.rank = None
 
     def batches(self, worker, workers, epoch, index)->Iterator: # (batch, (epoch, index))
         "The endless batches of one worker from a place on."
@@ -59,12 +59,13 @@ class Feed:
               place:dict|None=None # where an earlier run of this process was; None = the beginning
              )->Iterator[tuple]: # (batch, place after it)
         "Read on from a place. A place of another number of workers or processes starts the next pass instead."
-        self.bs, self.rank, self.world = bs, rank, world
+        mine = copy(self) # several may be read at a time
+        mine.bs, mine.rank, mine.world = bs, rank, world
         n = max(1, workers)
         at, turn = [[0, 0] for _ in range(n)], 0
         if place and (place["workers"], place["world"]) == (n, world): at, turn = [list(a) for a in place["at"]], place["turn"]
         elif place: at = [[1 + max(e for e, _ in place["at"]), 0] for _ in range(n)]
-        loader = DataLoader(Share(self, [tuple(a) for a in at], turn), batch_size=None, num_workers=workers)
+        loader = DataLoader(Share(mine, [tuple(a) for a in at], turn), batch_size=None, num_workers=workers)
         for batch, (w, epoch, index) in loader:
             at[w], turn = [epoch, index], (w + 1) % n
             yield batch, {"workers": n, "world": world, "turn": turn, "at": [list(a) for a in at]}
