@@ -276,7 +276,6 @@ def milan(tmp_path):
     return {"root": str(root), "names": "alexnet/places365", "split": str(tmp_path/"split.json"), "cache": str(tmp_path/"cache")}
 
 def test_units_are_captioned_under_their_place(toy, milan, tmp_path):
-    pytest.importorskip("vlnotes.devil.neurons")
     ids = [f"alexnet/places365/conv{l}/{u}" for l in (1, 2) for u in range(4)]
     runs.write_json(milan["split"], {"train": ids[4:6], "val": [], "test": ids[:4] + ids[6:]})
     result, files = evaluated(tmp_path/"run", units=milan, layers=[None, "mid"])

@@ -139,7 +139,7 @@ def saliency(devil:Devil, feats:dict[str, Feat], # from `devil.encoder.features`
              lead:str="", # words that open the sentence and are not scored, such as "the"
              raw:bool=False # sums of logits instead of log-probabilities
             )->dict[str, Tensor]: # layer -> `(B, P, H, W)`
-    "Log-likelihood of each phrase given each cell; higher = the cell speaks more for it (section 3.3)."
+    "Log-likelihood of each phrase given each cell; higher = the cell speaks more for it."
     first = _known(devil.lm, lead) if lead else []
     ids = [first + _known(devil.lm, p) for p in phrases]
     out, dec = {}, PrefixDecoder(devil.lm.model)

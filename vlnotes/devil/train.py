@@ -41,7 +41,7 @@ def kept(keys:Tensor, # `(B,)` int64, one per sample
          p:float, # chance to leave a cell out, below 1
          stream:int=0 # the slot, below 990: every slot draws for itself
         )->Tensor: # `(B, cells)` bool, at least one true per row
-    "Which cells stay: Bernoulli(1-p) given at least one (section 3.2)."
+    "Which cells stay: Bernoulli(1-p) given at least one."
     _rate(p, "feature dropout")
     keep = uniform(keys, cells, stream=stream) >= p
     while (empty := ~keep.any(1)).any():
@@ -64,7 +64,7 @@ def hidden_layers(keys:Tensor, # `(B,)` int64
                   forced:Tensor|None=None, # `(B, layers)` true where a token cannot be used
                   stream:int=HIDE # another stream is another draw
                  )->Tensor: # `(B, layers)` true = hidden
-    "Which layer tokens are hidden: Bernoulli(p) given one usable token is left (section 3.2)."
+    "Which layer tokens are hidden: Bernoulli(p) given one usable token is left."
     _rate(p, "token dropout")
     forced = torch.zeros(len(keys), layers, dtype=torch.bool, device=keys.device) if forced is None else forced
     if forced.all(1).any(): raise ValueError(f"row {int(forced.all(1).nonzero()[0])} has no layer left to read from.")
