@@ -116,10 +116,19 @@ def test_layers_of_different_widths():
     dec, prefix = PrefixDecoder(lm), prefixes(lm)
     assert decode(dec, prefix, bos=BOS, eos=-1, max_length=12).ids == [slowly(lm, row, -1, 12) for row in prefix] and dec.row_bytes(12) > 0
 
-def test_a_model_with_another_cache_is_refused():
+def test_a_model_without_a_cache_is_refused():
+    class Bare(torch.nn.Module): # would swallow a cache unread
+        def get_input_embeddings(self): return torch.nn.Embedding(V, 8)
+        def forward(self, input_ids=None, inputs_embeds=None, **kw): raise AssertionError
+    with pytest.raises(ValueError, match="Bare keeps no keys and values"): PrefixDecoder(Bare())
+
+def test_a_state_space_model_is_decoded_right_or_refused(): # its cache has a name of its own in older transformers
     from transformers import Mamba2Config, Mamba2ForCausalLM
-    lm = Mamba2ForCausalLM(Mamba2Config(vocab_size=V, hidden_size=32, num_hidden_layers=1, num_heads=8, head_dim=8, state_size=8, n_groups=1))
-    with pytest.raises(ValueError, match="Mamba2ForCausalLM reads no past_key_values"): PrefixDecoder(lm)
+    torch.manual_seed(0)
+    lm = Mamba2ForCausalLM(Mamba2Config(vocab_size=V, hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8, state_size=8, n_groups=1, initializer_range=.4)).eval()
+    try: dec = PrefixDecoder(lm)
+    except ValueError as e: assert "Mamba2ForCausalLM keeps no keys and values" in str(e)
+    else: assert decode(dec, prefixes(lm), bos=BOS, eos=-1, max_length=10).ids == [slowly(lm, row, -1, 10) for row in prefixes(lm)]
 
 def test_embeddings_path_equals_ids_path(lm):
     ids = torch.tensor([[BOS, 7, 11, 4]])
@@ -310,3 +319,31 @@ def test_bad_prefix_phrase_and_train_mode(opt):
         lm.train()
         with pytest.raises(ValueError, match="train mode"): decode(dec, prefix, bos=BOS, eos=BOS, max_length=5)
     finally: lm.eval()
+
+
+def test_an_id_may_end_a_row_at_any_length(opt):
+    lm, dec, prefix = opt
+    free = decode(dec, prefix, bos=BOS, eos=-1, max_length=10)
+    pad = free.ids[0][1]
+    held = decode(dec, prefix, bos=BOS, eos=-1, max_length=10, min_length=9, also_end=[pad])
+    assert held.ids[0] == free.ids[0][:1] and held.finished[0] and len(held.entropy[0]) == 2 # the ending is told too
+    for a, b in zip(free.ids[1:], held.ids[1:]): assert b == (a[:a.index(pad)] if pad in a else a)
+
+
+def test_beams_ranked_by_logits_maximise_the_sum_of_logits(opt):
+    lm, dec, prefix = opt
+    def best(raw): # exhaustive, three tokens without an ending
+        out = []
+        for row in prefix:
+            sums = {}
+            for seq in itertools.product(range(V), repeat=2):
+                z = recompute(lm, row, list(seq))[-3:] # of the first, the second and the third token
+                z = z if raw else z.log_softmax(-1)
+                first = z[0, seq[0]] + z[1, seq[1]]
+                sums[*seq, int(z[2].argmax())] = float(first + z[2].max())
+            out.append(list(max(sums, key=sums.get)))
+        return out
+    for rank_by in ("logit", "logprob"):
+        got = decode(dec, prefix[:, :], bos=BOS, eos=-1, max_length=4, method="beam", beams=V, rank_by=rank_by)
+        assert got.ids == best(rank_by == "logit")
+    with pytest.raises(ValueError, match="logits"): decode(dec, prefix, bos=BOS, eos=2, max_length=4, rank_by="logits")

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .text import cache_argument
+
 # %% ../nbs/22_decode.ipynb #95655a10
 class PrefixDecoder:
     "Cached decoding of a transformers causal LM from prefix embeddings; nothing is trained, the device is the model's."
@@ -23,16 +25,14 @@ class PrefixDecoder:
         model, # causal LM of transformers (OPT, GPT-2, Llama, Qwen, Gemma, ...), in eval mode
     ):
         self.model, self.embed = model, model.get_input_embeddings()
-        takes = inspect.signature(model.forward).parameters
-        self.keeps = "logits_to_keep" in takes
-        if "past_key_values" not in takes: # it would swallow the cache unread
-            raise ValueError(f"{type(model).__name__} reads no past_key_values, so it cannot be decoded step by step here")
+        self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.cache = cache_argument(model, type(model).__name__)
 
     def _run(self, keep, cache, **inputs): # logits (B, n, V) of the last `keep` positions, 0 = all
         if self.model.training:
             raise ValueError("the language model is in train mode; call .eval(): dropout would change its words")
         options = {"logits_to_keep": keep} if self.keeps else {}
-        logits = self.model(past_key_values=cache, use_cache=True, **options, **inputs).logits
+        logits = self.model(**{self.cache: cache}, use_cache=True, **options, **inputs).logits
         return logits[:, -keep:]
 
     def start(
@@ -104,11 +104,11 @@ class Decoded:
         return torch.stack([x.mean() for x in self.entropy]) if self.ids else torch.zeros(0)
 
 # %% ../nbs/22_decode.ipynb #cff8610b
-def _rules(z: Tensor, seen: Tensor, stop: Tensor, forbid: Sequence[int], early: bool, penalty: float) -> Tensor:
+def _rules(z: Tensor, seen: Tensor, ends: list, forbid: Sequence[int], early: bool, penalty: float) -> Tensor:
     if penalty != 1:
         old = z.gather(1, seen)
         z = z.scatter(1, seen, torch.where(old < 0, old*penalty, old/penalty))
-    banned = list(forbid) + (stop.tolist() if early else [])
+    banned = list(forbid) + (ends if early else [])
     return z.index_fill(1, torch.tensor(banned, device=z.device), -math.inf) if banned else z
 
 # %% ../nbs/22_decode.ipynb #dd48b14a
@@ -139,7 +139,7 @@ def sample(z: Tensor, u: Tensor) -> Tensor:
     return torch.searchsorted(cdf, at, right=True)[:, 0]
 
 # %% ../nbs/22_decode.ipynb #b2f41947
-def _loop(dec, prefix, pick, bos, stop, max_length, min_length, forbid, penalty, force_end):
+def _loop(dec, prefix, pick, bos, ends, stop, max_length, min_length, forbid, penalty, force_end):
     "Greedy and sampled decoding; `pick(z, rows, t)` chooses tokens. Rows of (id, logp, entropy) lists, stop ids included."
     logits, cache = dec.start(prefix, bos)
     rows = torch.arange(len(logits), device=logits.device)
@@ -148,8 +148,8 @@ def _loop(dec, prefix, pick, bos, stop, max_length, min_length, forbid, penalty,
     length = torch.zeros_like(rows)
     for t in range(1, max_length):
         logp, bits = _told(logits)
-        ids = pick(_rules(logits.float(), seen[rows, :t], stop, forbid, t < min_length, penalty), rows, t-1)
-        if force_end and t == max_length-1: ids = torch.full_like(ids, stop[0])
+        ids = pick(_rules(logits.float(), seen[rows, :t], ends, forbid, t < min_length, penalty), rows, t-1)
+        if force_end and t == max_length-1: ids = torch.full_like(ids, ends[0])
         seen[rows, t], told[0, rows, t], told[1, rows, t] = ids, logp.gather(1, ids[:, None])[:, 0], bits
         length[rows] += 1
         alive = ~torch.isin(ids, stop)
@@ -167,7 +167,7 @@ def _close(best: list, beams: int, rank: float, hypothesis) -> None: # keep the 
     best.sort(key=lambda x: -x[0])
     del best[beams:]
 
-def _beam(dec, prefix, beams, length_penalty, bos, stop, max_length, min_length, forbid, penalty):
+def _beam(dec, prefix, beams, length_penalty, raw, bos, ends, stop, max_length, min_length, forbid, penalty):
     "Beam search; the best hypothesis of each row as in `_loop`."
     logits, cache = dec.start(prefix, bos)
     (B, V), device = logits.shape, logits.device
@@ -177,7 +177,7 @@ def _beam(dec, prefix, beams, length_penalty, bos, stop, max_length, min_length,
     for t in range(1, max_length):
         n, k = sums.shape
         logp, bits = _told(logits)
-        z = _rules(logp, ids.flatten(0, 1), stop, forbid, t < min_length, penalty).view(n, k, V)
+        z = _rules(logits.float() if raw else logp, ids.flatten(0, 1), ends, forbid, t < min_length, penalty).view(n, k, V)
         best, pos = (sums[..., None] + z).flatten(1).topk(min(2*beams, k*V))
         parent, word, pick = pos // V, pos % V, torch.arange(n, device=device)[:, None]
         new = torch.stack([logp.view(n, k, V)[pick, parent, word], bits.view(n, k)[pick, parent]], -1)
@@ -222,7 +222,9 @@ def decode(
     temperature_last: bool = False, # sample: filter first, temperature afterwards
     beams: int = 1, # beam: width; one beam is greedy
     length_penalty: float = 1., # beam: exponent of the length that divides the sum
+    rank_by: str = "logprob", # beam: "logprob", or "logit": sums of raw logits, as open_clip's CoCa ranks
     min_length: int = 0, # no ending while a row is shorter, BOS counted
+    also_end: Sequence[int] = (), # further ids that end a row, at any length
     repetition_penalty: float = 1., # divides positive, multiplies negative logits of seen ids (BOS is seen)
     forbid: Sequence[int] = (), # ids never chosen
     force_end: bool = False, # the last place is always the (first) ending token
@@ -237,23 +239,25 @@ def decode(
     if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0 or beams < 1 or repetition_penalty <= 0:
         raise ValueError(f"decoding needs temperature > 0, 0 < top_p <= 1, top_k >= 0, beams >= 1 and "
                          f"repetition_penalty > 0, got {temperature}, {top_p}, {top_k}, {beams}, {repetition_penalty}")
+    if rank_by not in ("logprob", "logit"): raise ValueError(f"beams are ranked by logprob or by logit, not {rank_by!r}")
     ends = [eos] if isinstance(eos, int) else list(eos)
+    stops = [*ends, *also_end]
     names = list(range(len(prefix)) if rows is None else rows)
     if len(names) != len(prefix): raise ValueError(f"{len(names)} row names for {len(prefix)} rows")
     beam, out = method == "beam" and beams > 1, []
     size = _fit(dec, prefix.shape[1] + max_length, budget / (beams if beam else 1))
     for i in range(0, len(prefix), size):
         given = prefix[i:i+size]
-        common = dict(bos=bos, stop=torch.tensor(ends, device=given.device), max_length=max_length, min_length=min_length,
+        common = dict(bos=bos, ends=ends, stop=torch.tensor(stops, device=given.device), max_length=max_length, min_length=min_length,
                       forbid=forbid, penalty=repetition_penalty)
-        if beam: out += _beam(dec, given, beams, length_penalty, **common)
+        if beam: out += _beam(dec, given, beams, length_penalty, rank_by == "logit", **common)
         elif method == "sample":
             u = torch.from_numpy(np.stack([draws(seed, r, max_length) for r in names[i:i+size]]))
             first, last = (1, temperature) if temperature_last else (temperature, 1)
             pick = lambda z, at, t, u=u: sample(filtered(z/first, top_k, top_p)/last, u[at.cpu(), t])
             out += _loop(dec, given, pick, force_end=force_end, **common)
         else: out += _loop(dec, given, lambda z, at, t: z.argmax(-1), force_end=force_end, **common)
-    over = [bool(ids) and ids[-1] in ends for ids, *_ in out]
+    over = [bool(ids) and ids[-1] in stops for ids, *_ in out]
     return Decoded([x[0][:-1] if o else x[0] for x, o in zip(out, over)], [x[1] for x in out], [x[2] for x in out], over)
 
 # %% ../nbs/22_decode.ipynb #e3f22c4b
