@@ -41,12 +41,14 @@ def row(who:str, hits:dict[str, np.ndarray])->dict: # flat: `digit`, `digit_lo`,
 
 # %% ../nbs/19_truth.ipynb #acbe196c
 def f1(texts:list[str], # one per scene
-       scenes:Scenes, repeats:int=1000, seed:int=0 # of the bootstrap
+       scenes:Scenes, repeats:int=1000, seed:int=0, # of the bootstrap
+       factor:str|None=None # of one factor alone
       )->dict: # precision, recall, f1, f1_lo, f1_hi
     "Micro-averaged precision, recall and F1 of the attributes that texts name."
     if len(texts) != len(scenes): raise ValueError(f"{len(texts)} texts for {len(scenes)} scenes.")
-    said = [{w for v in named(t, scenes.vocab).values() for w in v} for t in texts]
-    true = [{a for r in scenes.regions(i) for a in r} for i in range(len(scenes))]
+    counts = set(scenes.vocab.attributes if factor is None else scenes.vocab.factors[factor])
+    said = [{w for v in named(t, scenes.vocab).values() for w in v} & counts for t in texts]
+    true = [{a for r in scenes.regions(i) for a in r} & counts for i in range(len(scenes))]
     n = np.array([[len(s & t), len(s), len(t)] for s, t in zip(said, true)], float)
     tp, s, t = n.sum(0)
     many = n[np.random.default_rng(seed).integers(0, len(n), (repeats, len(n)))].sum(1)

@@ -8,7 +8,7 @@ __all__ = ['WORKS', 'stream', 'bridge', 'check', 'Words', 'clip_words', 'own_wor
 # %% ../../nbs/coca/01_layers.ipynb #7b05763c
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,9 @@ class Coca:
     encoder: Backbone # of the vision tower; `encoder.model` is the whole CoCa
     words: Words
     run: str = "" # where the weights came from
+    settings: dict = field(default_factory=dict) # of `coca.captions.Settings`, where the model needs others
     lens: nn.Module | None = None # (stream, layer) -> stream, see `coca.lens`
+    means: dict[str, Tensor] = field(default_factory=dict) # layer -> `(1+P, W)`: the mean stream of training images, where it is known
 
     def __post_init__(self): check(self.model, self.encoder.name)
     @property
@@ -153,10 +155,12 @@ def _encoder(model, name, size=None, mean=None, std=None):
 
 def _zoo(name): # the package's own
     cfg = zoo.entry(name)["config"]
-    state = {k: v for k, v in zoo.weights(name).items() if not k.startswith("domain.")}
+    every = zoo.weights(name)
+    state, means = ({k.removeprefix("means."): v for k, v in every.items() if k.startswith("means.") == m and not k.startswith("domain.")} for m in (False, True))
     if base := cfg.get("tower"): state = tower({k[8:]: v for k, v in zoo.weights(base).items() if k.startswith("encoder.")}) | state
     model = fit(build(cfg["coca"]), state, f"zoo/{name}")
-    return Coca(_encoder(model, f"zoo/{name}", [cfg["input_size"]] * 2, cfg["mean"], cfg["std"]), own_words(cfg["words"]), f"zoo/{name}")
+    return Coca(_encoder(model, f"zoo/{name}", [cfg["input_size"]] * 2, cfg["mean"], cfg["std"]), own_words(cfg["words"]), f"zoo/{name}",
+                cfg.get("settings", {}), means=means)
 
 def load(source:str|Path="zoo/coca", # `zoo/coca`, a folder of `save`, `open_clip/NAME@TAG`, `@FILE` or `@random`; NAME may be a .json file
          words:list[str]|None=None, # vocabulary of whole words, where it is not CLIP's
@@ -171,7 +175,7 @@ def load(source:str|Path="zoo/coca", # `zoo/coca`, a folder of `save`, `open_cli
         if not isinstance(cfg.get("coca"), dict): raise ValueError(f"{source}/config.json describes no CoCa; give a folder that `vlnotes import coca` or `coca.layers.save` wrote.")
         model = fit(build(cfg["coca"]), read_weights(Path(source)/"weights.safetensors"), source)
         enc = _encoder(model, cfg.get("name", "coca"), cfg.get("input_size"), cfg.get("mean"), cfg.get("std"))
-        return Coca(enc, own_words(cfg["words"]) if cfg.get("words") else clip_words(), source).to(device, dtype)
+        return Coca(enc, own_words(cfg["words"]) if cfg.get("words") else clip_words(), source, cfg.get("settings", {})).to(device, dtype)
     if not source.startswith("open_clip/"): raise ValueError(f"{source!r} is no captioner: give zoo/coca, a folder, or open_clip/NAME@WEIGHTS with NAME among {WORKS}.")
     _clip()
     enc = backbones.load(source)
@@ -191,5 +195,5 @@ def save(coca:Coca, folder, config:dict, # as for `build`
     state = {k: v.detach().cpu().contiguous() for k, v in coca.model.state_dict().items()}
     with atomic(folder/"weights.safetensors") as tmp: save_file(state, tmp)
     e = coca.encoder
-    write_json(folder/"config.json", {**about, "name": e.name, "coca": config, "words": words, "input_size": e.input_size, "mean": e.mean, "std": e.std})
+    write_json(folder/"config.json", {**about, "name": e.name, "coca": config, "words": words, "settings": coca.settings, "input_size": e.input_size, "mean": e.mean, "std": e.std})
     return folder
