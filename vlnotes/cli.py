@@ -65,12 +65,15 @@ def _layers(text): # "3" -> 3, "-1,-4" -> [-1, -4], "layer3,layer4" -> names
 @click.option("--nproc", default=1, show_default=True, help="Processes.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/describe-TIME]")
 @click.option("--resume", is_flag=True, help="Go on in --out after an interruption, with the same arguments.")
-def describe(images, layers, units, **kw):
+@click.option("-o", "options", multiple=True, metavar="NAME=VALUE", help="An option of the describer, such as seq_len=40 of coca.")
+@click.option("--prepare", is_flag=True, help="Only write the run's configuration and say what to type on each of several machines.")
+def describe(images, layers, units, options, prepare, **kw):
     "Write notes about IMAGES (files, a folder, a shard); without any, about drawn digit scenes."
     from vlnotes import describe as job
     from vlnotes.notes import Notes
-    out = job.describe(images, layers=_layers(layers), units=_units(units), progress=True, **kw)
-    notes, made = Notes.read(out/"notes.parquet"), runs.read_json(out/"manifest.json")
+    out = job.describe(images, layers=_layers(layers), units=_units(units), options=_options(options), prepare=prepare, progress=True, **kw)
+    if prepare: click.echo(f"wrote {out}/config.json; on every machine, with this folder on a shared disk:\n{job.lines(out)}"); return
+    notes, made = Notes.read(out/"notes.parquet", most=4000), runs.read_json(out/"manifest.json")
     if made["data"]["out_of_domain"]: click.echo(job.FAR.format(encoder=notes[0].encoder) + "\n")
     _table(notes, made)
     click.echo(f"\nwrote {out}: report.html, notes.parquet, notes.jsonl, manifest.json")
@@ -82,7 +85,7 @@ def _table(notes, made, rows=16): # the notes about whole images (else cells, un
     for n in whole[:rows]:
         place = f"{n.image_id} {n.layer}" + (f":{n.unit}" if n.unit is not None else "")
         click.echo(f"{place:<{wide}}  {n.score:7.3f}  {n.text}")
-    if len(whole) > rows: click.echo(f"… and {len(notes) - rows} more notes")
+    if len(whole) > rows: click.echo(f"… and {made['data']['notes'] - rows} more notes")
     if made["skipped"]["count"]: click.echo(f"{made['skipped']['count']} images were skipped; manifest.json lists them with the reason")
     scores = (made.get("metrics") or {}).get("scores")
     if not scores: return

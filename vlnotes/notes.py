@@ -6,7 +6,7 @@
 __all__ = ['REQUIRED', 'SCHEMA', 'Note', 'Notes', 'patch']
 
 # %% ../nbs/00_notes.ipynb #58bee43c
-import builtins, difflib, json
+import builtins, difflib, itertools, json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from html import escape
@@ -148,12 +148,13 @@ class Notes:
     @classmethod
     def read(cls,
         path: str | Path, # ends in .parquet or .jsonl
+        most: int | None = None, # rows, from the beginning; None reads all
     ) -> "Notes":
         "Read a file. Raises FileNotFoundError, or ValueError with one sentence for a damaged or foreign file."
         path = Path(path)
         if path.suffix not in _READ: raise ValueError(f"{path}: notes are read from .parquet and .jsonl, not {path.suffix!r}")
         if not path.is_file(): raise FileNotFoundError(f"there is no file {path}")
-        return cls._of(_conform(_READ[path.suffix](path), path))
+        return cls._of(_conform(_READ[path.suffix](path, most), path))
 
     def write(self,
         path: str | Path, # ends in .parquet or .jsonl
@@ -194,9 +195,12 @@ class Notes:
         return f"<table>{line('th', show)}{rows}</table><p>{escape(repr(self))}</p>"
 
 # %% ../nbs/00_notes.ipynb #0b1e4dde
-def _read_parquet(path):
+def _read_parquet(path, most):
     import pyarrow.parquet as pq
-    try: return pq.ParquetFile(path).read()
+    try:
+        file = pq.ParquetFile(path)
+        if most is None: return file.read()
+        return pa.Table.from_batches(itertools.islice(file.iter_batches(max(most, 1)), 1), file.schema_arrow).slice(0, most)
     except (pa.ArrowException, OSError): raise _cut(path, "a Parquet file") from None
 
 
@@ -205,11 +209,12 @@ def _write_parquet(table, path):
     pq.write_table(table, path, compression="zstd")
 
 
-def _read_jsonl(path):
+def _read_jsonl(path, most):
     rows = []
     try:
         with open(path, encoding="utf-8") as f:
             for i, line in enumerate(f, 1):
+                if len(rows) == most: break
                 if not line.strip(): continue
                 if not isinstance(r := json.loads(line), dict): raise ValueError
                 for k in REQUIRED:
@@ -222,12 +227,15 @@ def _read_jsonl(path):
     return pa.table([_array([r.get(f.name, _EMPTY.get(f.name)) for r in rows], f, path) for f in SCHEMA], names=SCHEMA.names)
 
 
+def _lines(table): # one JSON object each
+    for b in table.to_batches(4096):
+        for r in b.to_pylist():
+            r = {k: v for k, v in r.items() if v is not None} | {"extra": json.loads(r["extra"])}
+            yield json.dumps(r, ensure_ascii=False) + "\n"
+
+
 def _write_jsonl(table, path):
-    with open(path, "w", encoding="utf-8") as f:
-        for b in table.to_batches(4096):
-            for r in b.to_pylist():
-                r = {k: v for k, v in r.items() if v is not None} | {"extra": json.loads(r["extra"])}
-                f.write(json.dumps(r, ensure_ascii=False) + "\n")
+    with open(path, "w", encoding="utf-8") as f: f.writelines(_lines(table))
 
 
 _READ = {".parquet": _read_parquet, ".jsonl": _read_jsonl}
@@ -326,6 +334,12 @@ def join(self: Notes,
     for name in SCHEMA.names:
         if name not in on: left = left.append_column(name + suffix, right[name])
     return left
+
+
+@patch
+def lines(self: Notes) -> Iterator[str]: # as they stand in a .jsonl file
+    "The notes as lines of JSON."
+    yield from _lines(self.table)
 
 
 @patch

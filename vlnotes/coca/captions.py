@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTROLS', 'Settings', 'caption', 'controlled', 'random_tower', 'mean_streams', 'note', 'prepared', 'Captioner',
-           'describer']
+           'describer', 'check']
 
 # %% ../../nbs/coca/04_captions.ipynb #a8e9f27e
 from copy import deepcopy
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import layers
 from .decoder import MemoryDecoder
 from .layers import Coca
+from ..data import stream
 from ..decode import Decoded, decode
 from ..draws import keys
 from ..hooks import select
@@ -137,7 +138,7 @@ def note(coca:Coca, image:str, size, # name and (width, height) of the original
     x0, y0, x1, y1 = coca.encoder.crop(size)
     logp, bits, ids = said.logprobs[row], said.entropy[row], said.ids[row]
     extra = {"ids": ids, "logprobs": _numbers(logp), "entropies": _numbers(bits), "entropy": round(float(bits.mean()), 6), "n_tokens": len(ids), "limit": len(ids) >= settings.seq_len - 2}
-    return Note(image, coca.encoder.name, layer, coca.words.text(ids), round(float(logp.mean()), 5), "mean_logprob", "coca", coca.run,
+    return Note(image, coca.encoder.name, layer, coca.words.text(ids), round(float(logp.mean()), 5), "mean_logprob", "coca" if coca.lens is None else "coca+lens", coca.run,
                 x0=x0, y0=y0, x1=x1, y1=y1, extra=extra | ({"out_of_domain": True} if strange else {}))
 
 def prepared(images, encoder, size): # (ids, sizes, `(B, 3, H, W)`) of `(id, image)` pairs or of a tensor that is already prepared
@@ -217,3 +218,31 @@ def describer(model=None, encoder=None, device="cpu", # what `vlnotes describe -
         if not Path(means).is_file(): raise FileNotFoundError(f"there is no file of mean streams {means}")
         coca.means = load_file(means)
     return Captioner(coca, Settings.of(coca, {"seed": seed, **settings}), control)
+
+# %% ../../nbs/coca/04_captions.ipynb #bd3aa2a0
+def check(source:str, # model, as in `layers.load`
+          data=None, # source of images; None: drawn scenes
+          n:int=5000, # images of the run that is planned
+          device="cpu", nproc:int=1,
+          **options # of `describer`
+         )->str: # a few lines
+    "What a run needs and what it will cost, without starting it."
+    import resource, time
+    lines = []
+    try: teller = describer(model=source, device=device, **options); lines.append(f"model     {source}: there")
+    except (OSError, RuntimeError) as e:
+        lines.append(f"model     {source}: missing ({str(e).splitlines()[0][:90]}); it is fetched on first use with a network, or give {source.partition('@')[0]}@FILE")
+        teller = describer(model=source.partition("@")[0] + "@random", device=device, **options)
+    if data is None: lines.append("data      drawn scenes: always there")
+    else:
+        try: lines.append(f"data      {data}: there, first image {next(iter(stream(data))).id}")
+        except (OSError, ValueError, StopIteration) as e: lines.append(f"data      {data}: missing ({str(e).splitlines()[0][:90]}); `vlnotes data coco-karpathy` makes the five shards, or give your own with -p data=FOLDER")
+    x = torch.randn(1, 3, *teller.encoder.input_size, generator=torch.Generator().manual_seed(0))
+    began = time.time()
+    notes = teller.describe(x)
+    each = time.time() - began
+    peak = torch.cuda.max_memory_allocated() if str(device).startswith("cuda") else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    size = sum(len(line) for line in notes.lines())
+    return "\n".join([*lines, f"rows      {n:,} images x {len(teller.layers)} layers = {n * len(teller.layers):,} captions of at most {teller.settings.seq_len} tokens",
+                      f"disk      {n * size / 1e9:.2f} GB of notes; no features are written", f"memory    {peak / 1e9:.1f} GB with one image at once on {device}",
+                      f"time      {each:.1f} s for one image alone, at most {each * n / 3600 / nproc:.1f} hours for {n:,} on {nproc} process{'es' * (nproc > 1)}; several images together are faster"])
