@@ -203,3 +203,11 @@ def test_no_torch_is_imported():
     code = "import sys, vlnotes.notes, vlnotes.runs, vlnotes.launcher; assert 'torch' not in sys.modules; assert 'papermill' not in sys.modules"
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
+
+
+def test_the_beginning_of_a_file(tmp_path):
+    notes = Notes([Note(f"i{k}", "e", "l", "t", 0., "s", "m", extra={"k": k}) for k in range(9)])
+    for name in ("n.parquet", "n.jsonl"):
+        notes.write(tmp_path/name)
+        for most in (0, 1, 5, 9, 20): assert Notes.read(tmp_path/name, most=most) == notes[:most]
+    assert "".join(notes.lines()) == (tmp_path/"n.jsonl").read_text()

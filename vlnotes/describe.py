@@ -209,6 +209,7 @@ def lines(out, hosts="HOST:PORT")->str: # what to type on every node, and afterw
     return (f"torchrun --nnodes NODES --nproc_per_node PROCESSES --rdzv_backend c10d --rdzv_endpoint {hosts} --no-python vlnotes step describe {out}/config.json\n"
             f"vlnotes describe --resume --out {out} ...   # with the same arguments, once they are through")
 
+# %% ../nbs/62_describe.ipynb #5e6dac67
 def describe(images_:tuple=(), # files, folders, shards; none = drawn scenes
              by="devil", model=None, encoder=None, # describer, its trained part, another encoder
              layers=None, cells:bool|None=None, units=None, # `cells`: also one note per grid cell (default: for drawn scenes, where the describer can)
