@@ -186,6 +186,7 @@ def test_controls(coca):
     assert all(s[0].allclose(means[n]) and s[5].equal(s[0]) for n, s in captions.controlled(streams, "mean", means).items())
     with pytest.raises(ValueError, match="two images"): captions.controlled({n: s[:1] for n, s in streams.items()}, "shuffled")
     with pytest.raises(ValueError, match="mean stream"): captions.controlled(streams, "mean")
+    for n in (2, 3, 4, 7): assert len(captions.Captioner(coca, Settings(seq_len=5), "shuffled").describe(images(n), batch=3)) == 3 * n # no image is left alone
     other = captions.random_tower(coca, 1)
     assert other.model.text_decoder.text_projection.equal(coca.model.text_decoder.text_projection) and not any(
         s.allclose(t) for s, t in zip(other.blocks(x).values(), streams.values()))

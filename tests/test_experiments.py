@@ -27,7 +27,8 @@ COST = ("encoder", "language", "missing", "memory", "hours", "GB")
     ("devil_train", [*SMALL, "data=no/such/folder"], (*COST, "data")),
     ("devil_neurons", SMALL, (*COST, "vlnotes data milan")),
     ("devil_captions", [], ("translator missing", "vlnotes run devil_train", "data", "vlnotes data cc3m")),
-    ("devil_saliency", [], ("translator missing", "vlnotes run devil_train", "data", "-p data=FOLDER"))])
+    ("devil_saliency", [], ("translator missing", "vlnotes run devil_train", "data", "-p data=FOLDER")),
+    ("coca_layers", ["model=zoo/coca"], ("model     zoo/coca: there", "data", "missing", "vlnotes data coco-karpathy", "5,000 images x 5 layers", "memory", "hours", "GB"))])
 def test_paper_presets_can_be_rehearsed_on_stand_ins(name, given, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VLNOTES_DATA", str(tmp_path/"data"))

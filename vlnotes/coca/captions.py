@@ -21,7 +21,7 @@ from ..decode import Decoded, decode
 from ..draws import keys
 from ..hooks import select
 from ..notes import Note, Notes
-from ..runs import nearest
+from ..runs import nearest, read_json
 from ..zoo import strangeness
 
 # %% ../../nbs/coca/04_captions.ipynb #f9932067
@@ -178,6 +178,9 @@ class Captioner:
         if cells is not None: raise ValueError("a CoCa reads whole layers, so it has no notes about grid cells: leave cells out (--no-cells).")
         if units: raise ValueError("a CoCa reads whole layers, so it has no notes about units.")
         names, notes = select(self.layers, layers), []
+        if self.control == "shuffled": # nobody is alone in a batch
+            images = images if isinstance(images, Tensor) else list(images)
+            while len(images) % batch == 1 and batch < len(images): batch += 1
         for ids, sizes, x in prepared(images, self.encoder, batch):
             streams = controlled(self.coca.blocks(x, names), self.control, self.coca.means)
             strange = self.strange(x)
@@ -204,7 +207,6 @@ def describer(model=None, encoder=None, device="cpu", # what `vlnotes describe -
               **settings # of `Settings`; `paper=true` takes the original's
              )->Captioner:
     "The CoCa describer of the command line: the zoo's, a folder, or any open_clip CoCa."
-    from vlnotes.runs import read_json
     if encoder and encoder.startswith("zoo/") and encoder != "zoo/coca":
         raise ValueError(f"{encoder} writes no captions; the zoo's captioner is zoo/coca, others are open_clip/NAME@WEIGHTS with NAME among {layers.WORKS}.")
     coca = layers.load(model or encoder or "zoo/coca", words=read_json(words) if words else None, device=device)
