@@ -343,8 +343,10 @@ def chart(
     numbers = [str(i + 1) for i in range(len(shares.layers))]
     table = {g: dict(zip(numbers, shares.column(g))) for g in prominent(shares, least)}
     if not table: raise ValueError(f"no group reaches {least:g} percent in any layer; a smaller `least` shows some")
-    if colours is None: colours = {g: c for g, c in zip([g for g in table if not g.startswith(UNKNOWN)], plots.areas(len(table)))} | {
-        g: plots.GREYS[i % len(plots.GREYS)] for i, g in enumerate(g for g in table if g.startswith(UNKNOWN))}
+    if colours is None: # the same colour for a group in every chart
+        known = [*(g for g in STACK if g != UNKNOWN), *(g for g in table if g not in STACK and not g.startswith(UNKNOWN))]
+        grey = [g for g in table if g.startswith(UNKNOWN)]
+        colours = dict(zip(known, plots.areas(len(known)))) | {g: plots.GREYS[i % len(plots.GREYS)] for i, g in enumerate(grey)}
     plots.stacked(ax, table, colours=colours, ylabel="mean share of phrases in %", xlabel="layer")
     if distinct and shares.distinct is not None: _strip(ax, shares.distinct / np.maximum(shares.captions, 1), int(shares.captions.max()))
     return ax
