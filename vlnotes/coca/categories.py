@@ -170,12 +170,12 @@ def _listed(pairs, tolerant): # -> phrases, number of entries without a list
 
 # %% ../../nbs/coca/02_categories.ipynb #43833e38
 _STRING = r'"(?:[^"\\]|\\.)*"'
-_PAIR = re.compile(rf'({_STRING}|"\\+")\s*:\s*(?:\[((?:[^\[\]"]|{_STRING}(?!\s*:))*)(\]?)|({_STRING})(?!\s*:))', re.S)
+_PAIR = re.compile(rf'(?<!\\)({_STRING}|"\\+")\s*:\s*(?:\[((?:[^\[\]"]|{_STRING}(?!\s*:))*)(\]?)|({_STRING})(?!\s*:))', re.S)
 
 
 def _text(quoted): # the text of a JSON string, bad escapes read as the letter itself
     try: return json.loads(quoted, strict=False)
-    except ValueError: return re.sub(r"\\(.?)", r"\1", quoted[1:-1])
+    except ValueError: return re.sub(r"\\(.)", r"\1", quoted[1:-1], flags=re.S)
 
 
 def _found(answer): # phrases of what looks like pairs
@@ -343,9 +343,9 @@ def chart(
     numbers = [str(i + 1) for i in range(len(shares.layers))]
     table = {g: dict(zip(numbers, shares.column(g))) for g in prominent(shares, least)}
     if not table: raise ValueError(f"no group reaches {least:g} percent in any layer; a smaller `least` shows some")
-    if colours is None: # the same colour for a group in every chart
-        known = [*(g for g in STACK if g != UNKNOWN), *(g for g in table if g not in STACK and not g.startswith(UNKNOWN))]
-        grey = [g for g in table if g.startswith(UNKNOWN)]
+    if colours is None: # the same colour for a group in every chart, unless there are few and some are one's own
+        named, grey = ([g for g in table if g.startswith(UNKNOWN) == is_grey] for is_grey in (False, True))
+        known = named if len(named) < 8 and set(named) - set(STACK) else [*(g for g in STACK if g != UNKNOWN), *(g for g in named if g not in STACK)]
         colours = dict(zip(known, plots.areas(len(known)))) | {g: plots.GREYS[i % len(plots.GREYS)] for i, g in enumerate(grey)}
     plots.stacked(ax, table, colours=colours, ylabel="mean share of phrases in %", xlabel="layer")
     if distinct and shares.distinct is not None: _strip(ax, shares.distinct / np.maximum(shares.captions, 1), int(shares.captions.max()))
@@ -370,8 +370,9 @@ def causes(
     if ax is None: return _styled(lambda ax: causes(shares, ax), (6, 2.6))
     numbers = [str(i + 1) for i in range(len(shares.layers))]
     table = {c: dict(zip(numbers, v)) for c, v in zip(CAUSES, shares.causes.T)}
-    plots.stacked(ax, table, ylabel="%", xlabel="layer", inside=False, limits=(0, max(5., float(np.nan_to_num(shares.causes).sum(1).max()) * 1.15)))
     lost = 100 * (1 - shares.kept / np.maximum(shares.captions, 1))
+    high = max(np.nan_to_num(shares.causes).sum(1).max(), lost.max())
+    plots.stacked(ax, table, ylabel="%", xlabel="layer", inside=False, limits=(0, max(5., 1.15 * high)))
     ax.plot(np.arange(len(lost)), lost, color=plots.INK, marker="o", markersize=3, label="answers lost")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, .5))
     return ax
