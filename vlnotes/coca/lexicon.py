@@ -92,12 +92,13 @@ def _split(words): return [w for w in re.split(r",\s*", re.sub(r"\s+", " ", word
 
 def _plural(w):
     if re.search(r"([sxz]|ch|sh)$", w): return w + "es"
-    return w[:-1] + "ies" if re.search(r"[^aeiou]y$", w) else w[:-1] + "ves" if re.search(r"(kni|lea|shel|wi)f$", w) else w + "s"
+    if re.search(r"(kni|wi)fe$|(lea|shel|loa|wol|cal)f$", w): return re.sub("fe?$", "ves", w)
+    return w[:-1] + "ies" if re.search(r"[^aeiou]y$", w) else w + "s"
 
 
 def _forms(verb): # of its first word: -ing, -s, -ed; the rest may follow
     v = verb.split()[0]
-    stem = v[:-1] if v.endswith("e") and not v.endswith("ee") else v[:-2] + "y" if v == "lie" else v
+    stem = "ly" if v == "lie" else v[:-1] if v.endswith("e") and not v.endswith("ee") else v
     twice = stem + stem[-1] if re.search(r"(^|[^aeiou])[aeiou][^aeiouwxy]$", stem) and stem == v else stem
     return {v, stem + "ing", twice + "ing", v + "s", _plural(v), stem + "ed", twice + "ed"}
 
