@@ -304,6 +304,16 @@ def test_a_refusal_ends_the_run_and_tells_no_secret(site, monkeypatch, code, sai
     assert "secret" not in str(e.value) and len(site.asked) <= 6
 
 
+@pytest.mark.parametrize("bad", ["sk-two words", "sk-line\nbreak", "sk-clé"])
+def test_a_key_that_cannot_be_sent_is_not_told(site, monkeypatch, bad):
+    monkeypatch.setenv("OPENAI_API_KEY", bad)
+    with pytest.raises(ValueError, match="OPENAI_API_KEY holds a blank") as e: label(TEXTS, Served("m", site.url, **QUICK))
+    assert "sk-" not in str(e.value) and not site.asked
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-fine-key\n") # as files of keys often end
+    Served("m", site.url, **QUICK)(["snow"])
+    assert site.heard[0][1]["Authorization"] == "Bearer sk-fine-key"
+
+
 def test_the_key_does_not_follow_a_redirection(site, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret-key")
     with endpoint() as other:
@@ -472,5 +482,5 @@ def test_the_paper_preset_is_rehearsed_on_a_stand_in(folder, tmp_path, monkeypat
     for word in ("captions  missing", "coca_layers", "-p captions=RUN", "labeller", "there", "parameters", "disk", "memory", "hours", "94,500"): assert word in told, told
     told = local.check(folder, 80, bs=2, dtype="float32")
     size = sum(p.numel() for p in Local(folder, **SOME, grammar=False).model.parameters())
-    assert f"{size / 1e6:,.1f} million" in told and "80 different" in told
+    assert f"{size:,} parameters" in told and "80 different" in told
     assert os.environ["HF_HUB_OFFLINE"] == "1" and "\n" in told

@@ -62,7 +62,7 @@ def check_groups(
     if lost := [k for k in LABELS if k not in groups]: raise ValueError(f"{where} gives no group for {', '.join(map(repr, lost[:5]))}; every one of the {len(LABELS)} labels needs one")
     return dict(groups)
 
-
+# %% ../../nbs/coca/02_categories.ipynb #92418347
 def _rows_of_json(text, path): # (label, group) rows
     d = json.loads(text, object_pairs_hook=_Pairs)
     if not isinstance(d, _Pairs) or not all(isinstance(v, list) and not isinstance(v, _Pairs) for _, v in d): raise ValueError(f"{path} must be a JSON object, group: list of labels")
@@ -89,7 +89,7 @@ def read_groups(
     if twice: raise ValueError(f"{path}: the label {twice[0]!r} stands in {', '.join(str(g) for k, g in rows if k == twice[0])}; it belongs to one group")
     return check_groups(dict(rows), path)
 
-
+# %% ../../nbs/coca/02_categories.ipynb #5807567b
 def write_groups(
     path: str | Path, # .json or .csv
     groups: Mapping[str, str] = GROUPS, # raw label -> group
@@ -136,7 +136,7 @@ PROMPTS = {
         (_SOUP, '{"gold": ["color","",""], "doodlegygy": ["UNKNOWN","",""], "2 0 1 6": ["numbers","",""], "rgobowl": ["UNKNOWN","",""], '
                 '"and gold": ["color","",""], "zcrab": ["UNKNOWN","",""], "inclbeige": ["UNKNOWN","",""]}')))}
 
-
+# %% ../../nbs/coca/02_categories.ipynb #fccf3570
 def prompt(
     version: str | Prompt = "v2", # name of a prompt, or one of your own
 ) -> Prompt:
@@ -205,7 +205,7 @@ CAUSES = ("said", "empty", "outside the table", "by the table")
 def _cause(label, groups): # index into CAUSES of a phrase that counts as UNKNOWN
     return 0 if label == UNKNOWN else 1 if not label else 3 if label in groups else 2
 
-
+# %% ../../nbs/coca/02_categories.ipynb #cb1cd7be
 @dataclass(frozen=True)
 class Shares:
     "Percentages of groups by layer, and what they rest on."
@@ -227,7 +227,7 @@ class Shares:
         if group not in self.groups: raise ValueError(f"there is no group {group!r}; there are {', '.join(self.groups)}")
         return self.values[:, self.groups.index(group)]
 
-# %% ../../nbs/coca/02_categories.ipynb #cb1cd7be
+# %% ../../nbs/coca/02_categories.ipynb #c1878946
 def _count(parsed, groups, names, first): # -> (N, G) counts and (N, 4) causes of the captions that are kept
     at = {g: i for i, g in enumerate(names)}
     counts, causes = np.zeros((len(parsed), len(names))), np.zeros((len(parsed), len(CAUSES)))
@@ -241,12 +241,14 @@ def _count(parsed, groups, names, first): # -> (N, G) counts and (N, 4) causes o
                 if g == UNKNOWN: causes[i, _cause(label, groups)] += 1 / len(used)
     return counts, causes
 
-
+# %% ../../nbs/coca/02_categories.ipynb #f23e26ce
 def _band(a, d, n, level, rng): # percentile interval of 100 * sum(a) / sum(d) over resampled captions
-    draws = rng.multinomial(len(a), np.full(len(a), 1 / len(a)), size=n) # how often each caption is drawn
-    return np.quantile(100 * (draws @ a) / (draws @ d)[:, None], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    rows, times = np.unique(np.column_stack([a, d]), axis=0, return_counts=True) # equal rows are drawn together, which is the same and fast
+    step = max(1, 4_000_000 // len(rows))
+    sums = np.concatenate([rng.multinomial(len(a), times / len(a), size=min(step, n - i)) @ rows for i in range(0, n, step)])
+    return np.quantile(100 * sums[:, :-1] / sums[:, -1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
 
-
+# %% ../../nbs/coca/02_categories.ipynb #5363540c
 def shares(
     labels: Mapping[str, Sequence[Parsed]], # layer -> what its answers say, layers in network order
     groups: Mapping[str, str] | None = None, # raw label -> group; `GROUPS`
@@ -296,7 +298,7 @@ def write_csv(
         csv.writer(f).writerows([shares.groups, *([("" if np.isnan(v) else repr(float(v))) for v in row] for row in shares.values)])
     return Path(path)
 
-
+# %% ../../nbs/coca/02_categories.ipynb #97d42de0
 def read_csv(
     path: str | Path, # written by `write_csv` or by the original
     layers: Sequence[str] | None = None, # their names; layer_0, layer_1, ... if not given
@@ -325,7 +327,7 @@ def prominent(
     place = lambda g: STACK.index(g) if g in STACK else 1.5 if g.startswith(UNKNOWN) else len(STACK)
     return tuple(sorted(found, key=lambda g: (place(g), g)))
 
-
+# %% ../../nbs/coca/02_categories.ipynb #3ae2d74c
 def _styled(draw, size): # a figure of its own, in the house style; inches
     from matplotlib import pyplot
     with plots.style(): return draw(pyplot.subplots(figsize=size)[1])
@@ -351,7 +353,7 @@ def chart(
     if distinct and shares.distinct is not None: _strip(ax, shares.distinct / np.maximum(shares.captions, 1), int(shares.captions.max()))
     return ax
 
-
+# %% ../../nbs/coca/02_categories.ipynb #8b5288bb
 def _strip(ax, share, n): # above the chart, on the same layers
     top = ax.inset_axes([0, 1.03, 1, .13], sharex=ax)
     wide = np.arange(len(share)) if len(share) > 1 else np.array([-.4, .4])
@@ -361,7 +363,7 @@ def _strip(ax, share, n): # above the chart, on the same layers
     top.tick_params(labelbottom=False, bottom=False, labelsize=7)
     top.set_title(f"different captions, as a part of {n}", fontsize=8, color=plots.MUTED, pad=3)
 
-
+# %% ../../nbs/coca/02_categories.ipynb #16a2ce7d
 def causes(
     shares: Shares, # with their causes
     ax=None, # a matplotlib axis; made if not given

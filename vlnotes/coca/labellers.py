@@ -69,7 +69,7 @@ def read_cache(
             if r["ok"] or not found.get(r["key"], r)["ok"]: found[r["key"]] = r
     return found, bad
 
-
+# %% ../../nbs/coca/03_labellers.ipynb #3755f84c
 def merge(
     cache: str | Path, # a folder of .jsonl files
     out: str | Path, # the file to write
@@ -80,7 +80,7 @@ def merge(
         for k in sorted(found): f.write(json.dumps(found[k], ensure_ascii=False) + "\n")
     return len(found)
 
-
+# %% ../../nbs/coca/03_labellers.ipynb #8d2312c5
 class _Writer: # adds lines to a file of this process; each line is one write
     def __init__(self, cache):
         own = cache if cache.suffix == ".jsonl" else cache/f"{os.getpid()}-{uuid4().hex[:8]}.jsonl"
@@ -115,7 +115,7 @@ def _stream(labeller, captions, attempt, batch) -> Iterator[tuple[int, str | Non
             if answer is not None and not isinstance(answer, str): raise ValueError(f"the labeller {named(labeller)[0]} gave {answer!r} for {some[i]!r}; an answer is a text")
             yield a + i, answer, ""
 
-
+# %% ../../nbs/coca/03_labellers.ipynb #47c64727
 def label(
     captions: Iterable[str], # of all images and layers
     labeller: Callable, # `Lexicon`, `Local`, `Served`, or any callable with a name
