@@ -20,7 +20,7 @@ TIERS = {**dict.fromkeys(["notes", "runs"], 0),
 METHOD = 2 # any other folder: a method, which may stand on tiers 0 and 1 and on its own folder
 BANDS = ((10, 0), (60, 1), (100, 3)) # a module in no folder has the tier of its notebook's number: below 10, 60, 100
 HEAVY = {"open_clip", "webdataset", "papermill", "pooch", "sentence_transformers", "pandas", "requests", "pycocotools", "bert_score", "pycocoevalcap",
-         "jupyterlab", "ipywidgets", "nbdev", "fastcore"} # imported inside the function that needs them
+         "jupyterlab", "ipywidgets", "nbdev", "fastcore", "llguidance"} # imported inside the function that needs them
 ONLY_IN = {"matplotlib": {"plots"}} # at module level in these alone
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 ALIASES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "open_clip": "open-clip-torch",

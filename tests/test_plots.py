@@ -19,6 +19,7 @@ DRAWINGS = {
     "overlay": lambda ax: plots.overlay(ax, IMAGE, np.eye(3), bar="p"),
     "caption_grid": lambda ax: plots.caption_grid(ax, IMAGE, (2, 2), ["a", "b", 1, .5]),
     "layer_curves": lambda ax: plots.layer_curves(ax, TABLE, {"a": {"l1": (0, .2)}}, baselines={"chance": .1}),
+    "stacked": lambda ax: plots.stacked(ax, TABLE),
     "bars": lambda ax: plots.bars(ax, ["x", "y"], [.5, .6], [(.4, .6), (.5, .7)], {"blind": [.1, .2], "constant": .1}),
 }
 
@@ -189,3 +190,29 @@ def test_bars_first_on_top_with_all_baselines_in_the_legend():
                                        ({"baselines": {"blind": [1]}}, "blind has 1")])
 def test_bars_refuse_counts_that_differ(kw, words):
     with pytest.raises(ValueError, match=f"2 labels, but {words}"): plots.bars(axis(), **{"labels": ["a", "b"], "values": [1, 2], **kw})
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 20), st.integers(0, 99))
+def test_stacked_areas_lie_on_one_another(series, layers, seed):
+    y = np.random.default_rng(seed).random((series, layers))
+    ax = plots.stacked(axis(), {f"s{i}": {f"l{k}": v for k, v in enumerate(row)} for i, row in enumerate(y)}, limits=(0, series))
+    for i, p in enumerate(ax.collections):
+        at = p.get_paths()[0].vertices
+        assert np.isclose(at[:, 1].max(), max(y[:i + 1].sum(0))) and np.isclose(at[:, 1].min(), min(y[:i].sum(0)) if i else 0)
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [f"s{i}" for i in range(series)][::-1] # in the order of the eye
+    for t in ax.texts: # a name stands in its own area
+        i, (x, h) = int(t.get_text()[1:]), t.get_position()
+        low, high = (np.interp(x, range(layers), y[:k].sum(0)) for k in (i, i + 1))
+        assert low < h < high
+
+
+def test_stacked_gaps_colours_and_refusals():
+    ax = plots.stacked(axis(), {"a": {"x": 1, "y": float("nan"), "z": 2}, "b": {"x": 3, "z": 1}}, {"b": "#ff0000"})
+    assert len(ax.collections[0].get_paths()) == 2 # nothing is drawn at y, where no series has a number
+    assert ax.collections[1].get_facecolor()[0].tolist() == [1, 0, 0, 1]
+    first, second = (plots.stacked(axis(), TABLE, c).collections[0].get_facecolor()[0] for c in (None, "tab20"))
+    assert not np.allclose(first, second) and np.allclose(second[:3], mpl.colormaps["tab20"](0)[:3])
+    assert len(set(plots.areas(21))) == 21 and plots.areas(3) == plots.areas(9)[:3]
+    with pytest.raises(ValueError, match="at least one series"): plots.stacked(axis(), {})
+    with pytest.raises(ValueError, match="'b' has a negative"): plots.stacked(axis(), {"a": {"x": 1}, "b": {"x": -1}})

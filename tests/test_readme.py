@@ -88,8 +88,8 @@ def test_metadata_is_what_settings_say(tmp_path):
     c, m = cp["DEFAULT"], metadata(tmp_path)
     extras = m["extras_require"]
     assert m["install_requires"] == c["requirements"].split() and m["version"] == c["version"]
-    assert set(extras) == {"clip", "text", "data", "bert", "java", "explore", "docs", "dev", "all"}
-    assert set(extras["all"]) == {r for e in ("clip", "text", "data", "bert", "java", "explore") for r in extras[e]}
+    assert set(extras) == {"clip", "text", "data", "label", "bert", "java", "explore", "docs", "dev", "all"}
+    assert set(extras["all"]) == {r for e in ("clip", "text", "data", "label", "bert", "java", "explore") for r in extras[e]}
     assert {r for e in ("clip", "text", "data", "bert", "java") for r in extras[e]} <= set(extras["dev"])
     assert {"nbdev>=2.4.14,<3", "fastcore<2", "execnb<0.2"} <= set(extras["dev"])
     assert m["entry_points"]["console_scripts"] == ["vlnotes=vlnotes.cli:main"]
