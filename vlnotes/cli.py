@@ -90,9 +90,10 @@ def _table(notes, made, rows=16): # the notes about whole images (else cells, un
     scores = (made.get("metrics") or {}).get("scores")
     if not scores: return
     click.echo("\nnamed right, % (cells at region centres; F1 of whole-image captions)")
-    keys = ("digit", "colour", "shape", "size", "none", "f1")
-    click.echo("".join(f"{k:>9}" for k in ("", *keys)))
-    for r in scores: click.echo(f"{r['who']:>9}" + "".join(f"{'' if r.get(k) is None else f'{100 * r[k]:.0f}':>9}" for k in keys))
+    keys = [k for k in ("digit", "colour", "shape", "size", "none", "f1") if any(r.get(k) is not None for r in scores)]
+    first = max(9, *(len(r["who"]) for r in scores))
+    click.echo(" " * first + "".join(f"{k:>9}" for k in keys))
+    for r in scores: click.echo(f"{r['who']:>{first}}" + "".join(f"{'' if r.get(k) is None else f'{100 * r[k]:.0f}':>9}" for k in keys))
 
 # %% ../nbs/90_cli.ipynb #177ca299
 @main.command()

@@ -168,11 +168,13 @@ def overview(path, name, image, notes, maps=(), crop=None)->Path: # a PNG; `crop
     from vlnotes import plots
     lines = [(n.layer, n.text) for n in notes.filter(image_id=name) if n.row is None and n.unit is None]
     wide = max((len(l) for l, _ in lines), default=0)
-    said = "\n".join(f"{l:>{wide}}  " + "\n".join(textwrap.wrap(t, 40 * (1 + len(maps)), subsequent_indent=" " * (wide + 2))) for l, t in lines)
+    columns = max(2, 1 + len(maps)) # room for the text
+    said = "\n".join(f"{l:>{wide}}  " + ("\n" + " " * (wide + 2)).join(textwrap.wrap(t, max(20, 48 * columns - wide)) or [""]) for l, t in lines)
     below = 0.15 * (said.count("\n") + 2) # inches of text
     with plots.style():
-        fig = Figure(figsize=(3 * (1 + len(maps)), 3.2 + below), dpi=120, layout="none")
-        axes = fig.subplots(1, 1 + len(maps), squeeze=False)[0]
+        fig = Figure(figsize=(3 * columns, 3.2 + below), dpi=120, layout="none")
+        axes = fig.subplots(1, columns, squeeze=False)[0]
+        for ax in axes[1 + len(maps):]: ax.axis("off")
         fig.subplots_adjust(left=0.01, right=0.99, bottom=below / (3.2 + below), top=0.97)
         plots.show(axes[0], image); axes[0].set_title(name, fontsize=9)
         for ax, (phrase, layer, m) in zip(axes[1:], maps): plots.overlay(ax, image, m, box=crop and crop(image.size)); ax.set_title(f"{phrase}  ({layer})", fontsize=9)
