@@ -1,8 +1,10 @@
 "CoCa by layer: the bridge, the cached decoder, settings, entropy, controls, describing."
 import math
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import given, strategies as st
 from coca_toys import CONFIG, V, WORDS, captioner, config_file, folder, images, recompute
 
 pytest.importorskip("open_clip")
@@ -147,11 +149,11 @@ def test_order_of_temperature_and_filter():
     assert Settings(method="top_p", order="upstream").options(layers.own_words(WORDS))["temperature_last"] and not Settings(method="top_p").options(layers.own_words(WORDS))["temperature_last"]
 
 
-@pytest.mark.parametrize("given, told", [
+@pytest.mark.parametrize("wrong, told", [
     (dict(seq_len=41), "40 positions"), (dict(seq_len=2), "3 to 40"), (dict(min_seq_len=30), "below seq_len=30"), (dict(method="topk"), "top_k"), (dict(order="hg"), "upstream"), (dict(score="prob"), "logit"),
     (dict(temperature=0), "temperature > 0"), (dict(top_p=0.), "top_p"), (dict(seqlen=3), "seq_len"), (dict(beams=0), "beams")])
-def test_bad_settings(coca, given, told):
-    with pytest.raises(ValueError, match=told): Settings.of(coca, given)
+def test_bad_settings(coca, wrong, told):
+    with pytest.raises(ValueError, match=told): Settings.of(coca, wrong)
 
 
 def test_models_that_cannot_be_read(tmp_path):
@@ -303,3 +305,33 @@ def test_the_zoo_sees_digits_and_knows_what_it_is_not_for(tmp_path):
     assert all(n.extra["out_of_domain"] for n in Notes.read(out / "notes.parquet")) and "do not trust" in (out / "report.html").read_text()
     drawn = job.describe(by="coca", n=4, out=tmp_path / "drawn")
     assert [r["who"] for r in runs.read_json(drawn / "manifest.json")["metrics"]["scores"]][-3:] == ["constant", "shuffled", "blind"]
+
+
+def test_the_command_line(photos, model, tmp_path):
+    from click.testing import CliRunner
+    from vlnotes.cli import main
+    run = lambda *a: CliRunner().invoke(main, ["describe", str(photos), "--by", "coca", "--model", model, *a])
+    r = run("-o", "seq_len=7", "--layers", "-1", "--out", str(tmp_path / "run"))
+    assert r.exit_code == 0 and "transformer.resblocks.2" in r.output and "1 images were skipped" in r.output, r.output
+    r = run("--prepare", "--out", str(tmp_path / "many"))
+    assert r.exit_code == 0 and "vlnotes step describe" in r.output and (tmp_path / "many/config.json").exists()
+    for args, told in ((["-o", "seq_len=77"], "40 positions"), (["-o", "control=noise"], "shuffled"), (["-o", "min_seq_len=30"], "below"), (["--layers", "resblocks"], "transformer.resblocks")):
+        r = run(*args, "--out", str(tmp_path / told))
+        assert r.exit_code == 2 and told in r.output and "Traceback" not in r.output, r.output
+    r = CliRunner().invoke(main, ["describe", str(photos), "--by", "coca", "--encoder", "timm/resnet18@random", "--out", str(tmp_path / "timm")])
+    assert r.exit_code == 2 and "coca_ViT-B-32" in r.output
+
+
+def test_many_notes_stay_on_disk(photos, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "MANY", 6)
+    out = job.describe([photos], by="coca", model=model, batch=2, show=2, out=tmp_path / "run")
+    page = (out / "report.html").read_text()
+    assert len(Notes.read(out / "notes.parquet")) == 21 == len((out / "notes.jsonl").read_text().splitlines())
+    assert runs.read_json(out / "manifest.json")["data"] == {"images": 7, "out_of_domain": 0, "notes": 21} and "0.png" in page and "5.png" not in page
+
+
+@given(st.lists(st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=9), min_size=1, max_size=8))
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_clip_words_come_back(words):
+    w = layers.clip_words()
+    assert w.text([w.start, *w.encode(" ".join(words)), w.end, *[w.pad] * 3]) == " ".join(words)
