@@ -75,7 +75,7 @@ def _verdict(text, vocab, true):
 
 # %% ../nbs/60_report.ipynb #65ff07b8
 BASELINES = {"constant": "one fixed sentence, the most frequent words, for everything", "shuffled": "the words of other images, from the best layer",
-             "blind": "the same translator and language model on the mean training feature, without an image", "majority": "the most frequent answer"}
+             "blind": "the same describer on the mean training feature, without an image", "majority": "the most frequent answer"}
 RIGHT = """A caption of the grid cell at the centre of a region is <em>right</em> about a factor when it names that region's value and no other value
 of that factor. Shape and size count where a shape is drawn; <em>no shape</em> is right when neither is named. A whole-image caption is scored by F1: the attributes it
 names against those that are there. All in percent; small figures are 95 % intervals."""
