@@ -10,7 +10,7 @@ from coca_toys import CONFIG, V, WORDS, captioner, config_file, folder, images, 
 pytest.importorskip("open_clip")
 from vlnotes import describe as job
 from vlnotes import runs
-from vlnotes.coca import captions, layers
+from vlnotes.coca import captions, describer, layers
 from vlnotes.coca.captions import Settings, caption
 from vlnotes.coca.decoder import MemoryDecoder
 from vlnotes.decode import decode, filtered
@@ -188,14 +188,14 @@ def test_controls(coca):
     assert all(s[0].allclose(means[n]) and s[5].equal(s[0]) for n, s in captions.controlled(streams, "mean", means).items())
     with pytest.raises(ValueError, match="two images"): captions.controlled({n: s[:1] for n, s in streams.items()}, "shuffled")
     with pytest.raises(ValueError, match="mean stream"): captions.controlled(streams, "mean")
-    for n in (2, 3, 4, 7): assert len(captions.Captioner(coca, Settings(seq_len=5), "shuffled").describe(images(n), batch=3)) == 3 * n # no image is left alone
+    for n in (2, 3, 4, 7): assert len(describer.Captioner(coca, Settings(seq_len=5), "shuffled").describe(images(n), batch=3)) == 3 * n # no image is left alone
     other = captions.random_tower(coca, 1)
     assert other.model.text_decoder.text_projection.equal(coca.model.text_decoder.text_projection) and not any(
         s.allclose(t) for s, t in zip(other.blocks(x).values(), streams.values()))
 
 
 def test_describing_keeps_ids_and_refuses_what_it_cannot(coca):
-    teller = captions.Captioner(coca, Settings(seq_len=10))
+    teller = describer.Captioner(coca, Settings(seq_len=10))
     notes = teller.describe([(f"image {i}", x) for i, x in enumerate(images())], batch=2)
     assert [(n.image_id, n.layer) for n in notes] == [(f"image {i}", l) for i in range(5) for l in coca.layers]
     one = teller.describe([("image 3", images()[3])], layers=[1])
@@ -241,14 +241,14 @@ def test_one_and_three_processes_give_the_same_rows(photos, model, tmp_path):
 
 def test_a_stopped_run_goes_on_with_other_processes_and_opens_nothing_twice(photos, model, tmp_path, monkeypatch):
     whole = job.describe([photos], by="coca", model=model, batch=2, out=tmp_path / "whole")
-    real, done = captions.Captioner.describe, []
+    real, done = describer.Captioner.describe, []
     def stop(self, part, **k):
         if len(done) == 2: raise KeyboardInterrupt
         done.append([i for i, _ in part])
         return real(self, part, **k)
-    monkeypatch.setattr(captions.Captioner, "describe", stop)
+    monkeypatch.setattr(describer.Captioner, "describe", stop)
     with pytest.raises(KeyboardInterrupt): job.describe([photos], by="coca", model=model, batch=2, out=tmp_path / "cut")
-    monkeypatch.setattr(captions.Captioner, "describe", real)
+    monkeypatch.setattr(describer.Captioner, "describe", real)
     assert len(rows(tmp_path / "cut")) == 4 * 3 # what was finished is a table already
     again = job.describe([photos], by="coca", model=model, batch=2, nproc=2, out=tmp_path / "cut", resume=True)
     assert rows(again) == rows(whole) and runs.read_json(again / "result.json")["world"] == 2
@@ -291,7 +291,7 @@ def test_the_zoo_sees_digits_and_knows_what_it_is_not_for(tmp_path):
     from sklearn.datasets import load_sample_image
     from vlnotes import docmnist
     from vlnotes.coca.curves import first_named, rightness
-    teller = captions.describer()
+    teller = describer.describer()
     scenes = docmnist.generate(120, regions=(1, 4), split="test", seed=77, order="reading", unique=False)
     notes = teller.describe(list(zip(scenes.ids, teller.encoder.normalise(scenes.pixels()))))
     right = {r["who"]: r for r in rightness(notes, scenes, teller.blind())}

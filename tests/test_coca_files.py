@@ -15,7 +15,8 @@ pytest.importorskip("open_clip")
 from vlnotes import docmnist, fetch, runs
 from vlnotes.cli import main
 from vlnotes.coca import curves, karpathy, layers, lens, original
-from vlnotes.coca.captions import Captioner, Settings
+from vlnotes.coca.captions import Settings
+from vlnotes.coca.describer import Captioner
 from vlnotes.data import stream
 from vlnotes.notes import Note, Notes
 
