@@ -261,6 +261,8 @@ def _open_clip(name, weights, options):
         name = Path(name).stem
     if ":" not in name and name not in open_clip.list_models(): raise unknown("open_clip model", name, open_clip.list_models())
     local = weights == "random" or Path(weights).is_file()
+    plain = weights.lower().replace("-", "_") # as open_clip itself reads a tag
+    if not local and ":" not in name and plain in open_clip.list_pretrained_tags_by_model(name): weights = plain
     if not local and ":" not in name and weights not in (tags := open_clip.list_pretrained_tags_by_model(name)):
         raise unknown(f"weight file or pretrained tag of {name}", weights, ["random", *tags])
     quick = not local and ":" not in name and open_clip.get_pretrained_cfg(name, weights).get("quick_gelu")
