@@ -6,16 +6,16 @@
 __all__ = ['PARTS', 'Concept', 'Annotated', 'Concepts', 'docmnist_regions', 'frequencies', 'only', 'without', 'clipped',
            'regions', 'present', 'readable', 'split', 'Choice', 'choose']
 
-# %% ../../nbs/lavise/01_concepts.ipynb #3758aead
+# %% ../../nbs/lavise/01_concepts.ipynb #a1e73d80
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 import numpy as np
 from PIL import Image
 from ..docmnist import Scenes
 from .masks import PUBLISHED, View, box_mask, raster_mask
-from ..runs import read_json, write_json
+from ..runs import read_json, stable_hash, write_json
 from ..sources import Skipped
 
 # %% ../../nbs/lavise/01_concepts.ipynb #c6dbdd48
@@ -48,7 +48,7 @@ class Annotated:
         "The words of all its objects, each once, in order."
         return list(dict.fromkeys(w for o in self.objects for w in o.words))
 
-# %% ../../nbs/lavise/01_concepts.ipynb #3822279a
+# %% ../../nbs/lavise/01_concepts.ipynb #1bd25968
 def _rows(offsets, idx): # rows that belong to some entries, and the offsets among them
     n = np.diff(offsets)[idx]
     new = np.concatenate([[0], np.cumsum(n)])
@@ -92,14 +92,23 @@ class Concepts:
         w, word_offsets = _rows(self.word_offsets, r)
         return replace(self, offsets=offsets, boxes=self.boxes[r], word_offsets=word_offsets, words=self.words[w], rows=self.rows[r])
 
+    @cached_property
+    def key(self) -> dict: # plain values
+        "What names the images, their order and where their objects lie, for a store of features; not what the objects are called."
+        h = hashlib.sha256("\n".join(self.ids).encode())
+        for a in (self.offsets, self.rows, self.boxes): h.update(np.ascontiguousarray(a).data)
+        return {"set": self.name, "content": h.hexdigest()[:16]} | getattr(self.source, "key", {})
+
     @property
     def owner(self) -> np.ndarray: # (R,)
         "The image of each object."
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
-# %% ../../nbs/lavise/01_concepts.ipynb #2cd85afb
+# %% ../../nbs/lavise/01_concepts.ipynb #1965603d
 class _Drawn: # the source behind drawn scenes
-    def __init__(self, scenes): self.scenes = scenes
+    def __init__(self, scenes):
+        self.scenes, v = scenes, stable_hash(scenes.vocab.to_json())[:16]
+        self.key = dict(split=scenes.split, options=scenes.options, glyphs=scenes.glyphs.name, vocabulary=v)
     def image(self, key): return self.scenes.image(key)
     def size(self, key): return 84, 84
     def mask(self, row): return None
@@ -184,7 +193,7 @@ def _vanished(o, size):
     if o.mask is None and not clipped(o.box, size): return f"its box {tuple(round(v, 1) for v in o.box)} lies outside the image of {size[0]} x {size[1]}"
     return "nothing of it is left after the crop and on the grid"
 
-# %% ../../nbs/lavise/01_concepts.ipynb #2145b968
+# %% ../../nbs/lavise/01_concepts.ipynb #0d2e2165
 def present(c: Concepts, skipped: Skipped | None = None) -> Concepts:
     "The same set without images whose file is not there. Raises `FileNotFoundError` when none is."
     path = getattr(c.source, "path", None)
@@ -197,7 +206,7 @@ def present(c: Concepts, skipped: Skipped | None = None) -> Concepts:
 def readable(c: Iterable[Annotated], skipped: Skipped | None = None) -> Iterator[Annotated]:
     "Images one after another, opened; those that cannot be are left out and counted."
     for a in c:
-        try: a.image # kept in `a`
+        try: _ = a.image # `a` keeps it
         except (OSError, ValueError) as e:
             if skipped is None: raise
             skipped.add(a.id, str(e)); continue
