@@ -208,7 +208,7 @@ MOST = 20_000 # words whose vectors travel in the folder
 def save(folder, # made if needed; files in it are replaced
          explainer:Explainer, encoder:str|dict, # its name, or {"spec", "options", "prefix"} of weights that are given as `state`
          state:dict|None=None, # tensors of the encoder, under the prefix
-         space:dict|None=None, # what `words.table` makes it of (`Table.spec`); needed for more than `MOST` words
+         space:dict|None=None, # arguments of `words.space`; needed for more than `MOST` words
          **about # what it was trained on, scores: anything JSON
         )->Path: # the folder
     "Write an explainer as one folder."
@@ -226,8 +226,8 @@ def save(folder, # made if needed; files in it are replaced
 def _vocabulary(config, tensors, source): # words and vectors of a folder
     if config.get("words"): return config["words"], tensors["words.vectors"]
     if not config.get("space"): raise ValueError(f"{source} names neither words nor a word space: give words and vectors")
-    from vlnotes.words import table
-    found = table(config["space"])
+    from vlnotes.words import space
+    found = space(**config["space"])
     return found.words, torch.as_tensor(found.vectors)
 
 def read(source)->tuple[dict, dict]: # config, tensors
