@@ -8,7 +8,7 @@ __all__ = ['POOLS', 'MOST', 'pooled', 'HeadConfig', 'Head', 'unit', 'margin_loss
 
 # %% ../../nbs/lavise/02_explainer.ipynb #031ce609
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
@@ -165,6 +165,15 @@ class Explainer:
 
     @property
     def layer(self)->str: return self.head.cfg.layer
+    @property
+    def unit_vectors(self)->Tensor: # made once
+        if self._unit is None: self._unit = unit(self.vectors.float())
+        return self._unit
+    def limited(self, words)->"Explainer":
+        "The same explainer with some of its words, in the order of its vocabulary. Raises `ValueError` for a word it does not have."
+        if lost := [w for w in words if w not in self.index]: raise ValueError(f"the vocabulary has no word {lost[0]!r}{nearest(lost[0], self.words)}")
+        at = sorted({self.index[w] for w in words})
+        return replace(self, words=[self.words[i] for i in at], vectors=self.vectors[at])
 
     def pool(self, f:Feat, w:Tensor)->Tensor: # `(B, M, D)`
         "`pooled` as this head was taught."
@@ -176,8 +185,7 @@ class Explainer:
             )->tuple[Tensor, Tensor]: # `(..., s)` numbers of words, `(..., s)` cosines, the nearest first
         "The nearest words. Equal ones in the order of the vocabulary."
         v = self.head(z.to(next(self.head.parameters()).device).float()).flatten(0, -2)
-        if self._unit is None: self._unit = unit(self.vectors.float())
-        rows, cos = closest(self._unit, v, s)
+        rows, cos = closest(self.unit_vectors, v, s)
         return rows.unflatten(0, z.shape[:-1]), cos.unflatten(0, z.shape[:-1])
 
     def features(self, x:Tensor)->Feat: # of a batch that is ready for the encoder
