@@ -15,7 +15,7 @@ from ..vocabulary import COLOURS
 SEGMENTS = dict(zip(DIGITS, ("abcdef", "bc", "abdeg", "abcdg", "bcfg", "acdfg", "acdefg", "abc", "abcdefg", "abcdfg"))) # a: top, clockwise to f; g: the middle
 MORE = {"orange": (255, 128, 0), "cyan": (0, 255, 255), "pink": (255, 130, 190), "brown": (130, 70, 20), "grey": (128, 128, 128)} # colours that are never drawn
 CORNERS = {"circle": 0, "rectangle": 4, "triangle": 3, "hexagon": 6}
-LENGTHS = {"small": 0., "medium": 1., "large": 2., "tiny": -1., "huge": 3.}
+LENGTHS = ("tiny", "small", "medium", "large", "huge")
 OTHERS = ("house", "tree", "water", "street", "music", "paper", "winter", "table")
 
 def meanings()->dict[str, dict[str, list[float]]]: # kind -> word -> numbers
@@ -23,11 +23,11 @@ def meanings()->dict[str, dict[str, list[float]]]: # kind -> word -> numbers
     return {"digit": {w: [float(c in s) for c in "abcdefg"] for w, s in SEGMENTS.items()},
             "colour": {w: [v / 255 for v in rgb] for w, rgb in (COLOURS | MORE).items()},
             "shape": {w: [float(n == k) for k in sorted(CORNERS.values())] for w, n in CORNERS.items()},
-            "size": {w: [v] for w, v in LENGTHS.items()}}
+            "size": {w: [.4**abs(i - k) for k in range(5)] for i, w in enumerate(LENGTHS)}}
 
 # %% ../../nbs/lavise/02_drawn.ipynb #b0176033
-def drawn_words(dim:int=32, # of the vectors; at least 20
-                share:float=.4, # how much of a vector is its kind: the cosine of two unrelated words of one kind
+def drawn_words(dim:int=40, # of the vectors; at least 23
+                share:float=.1, # how much of a vector is its kind
                 noise:float=.05, seed:int=0, # noise of each vector, and its seed
                 leave_out:tuple=() # words that are not there
                )->WordVectors: # the words of the world first
@@ -40,7 +40,7 @@ def drawn_words(dim:int=32, # of the vectors; at least 20
     for words in kinds.values():
         x = np.array(list(words.values()))
         x = x - x.mean(0)
-        x = x / np.sqrt((x**2).sum(1, keepdims=True)).mean()
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
         for w, v in zip(words, x):
             row = rng.normal(0, noise / dim**.5, dim)
             row[at] += share**.5

@@ -133,6 +133,7 @@ class Lessons:
     "Regions and their labels, for `fit`."
     def __init__(self, pool:Regions, labels:Sequence[str], # the columns
                  seen:Sequence[str]|None=None, # labels that may be taught; all unless given
+                 without:Sequence[str]=(), # regions with one of these words teach nothing
                  shuffled:bool=False, seed:int=0): # each region gets the labels of another one
         number = {w: i for i, w in enumerate(labels)}
         to = np.array([number.get(w, -1) for w in pool.vocab], np.int64)[pool.words]
@@ -140,7 +141,8 @@ class Lessons:
         may = np.isin(to, [number[w] for w in (labels if seen is None else seen)])
         self.pool, self.n_labels, (of, to) = pool, len(labels), (of[to >= 0], to[to >= 0])
         self.offsets, self.to = np.concatenate([[0], np.cumsum(np.bincount(of, minlength=len(pool)))]), to
-        rows = np.flatnonzero(np.bincount(np.repeat(np.arange(len(pool)), np.diff(pool.word_offsets))[may], minlength=len(pool)))
+        every, barred = np.repeat(np.arange(len(pool)), np.diff(pool.word_offsets)), np.isin(pool.words, [k for k, w in enumerate(pool.vocab) if w in set(without)])
+        rows = np.flatnonzero((np.bincount(every[may], minlength=len(pool)) > 0) & (np.bincount(every[barred], minlength=len(pool)) == 0))
         if not len(rows): raise ValueError(f"none of {len(pool)} regions has a word that is taught ({', '.join(list(labels if seen is None else seen)[:3]) or 'there is none'}, ...)")
         self.rows, self.silent = rows, len(pool) - len(rows)
         self.taught_by = np.random.default_rng([seed, 17]).permutation(rows) if shuffled else rows

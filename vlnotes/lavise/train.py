@@ -130,7 +130,7 @@ class TrainConfig:
     val: float = .1 # share of the images that choose the epoch
     test: float = 0. # share of the images that is left alone
     rate: float = 1. # share of the labels that is taught
-    hold_out: tuple = () # labels that are never taught
+    hold_out: tuple = () # words that are never taught; regions that show one are left out
     shuffled: bool = False # the control: regions swap their labels
     margin: float = 1.
     dropout: float = .1
@@ -223,7 +223,7 @@ def train(cfg:TrainConfig, encoder:Backbone|None=None, source:Concepts|None=None
     pool = pool_regions(p.encoder, p.parts["train"], p.head, views=cfg.views, **how)
     held = pool_regions(p.encoder, p.parts["val"], p.head, **how) if len(p.parts["val"]) else None
     p.encoder.to(home)
-    lessons = Lessons(pool, p.labels, p.choice.seen, cfg.shuffled, cfg.seed)
+    lessons = Lessons(pool, p.labels, p.choice.seen, cfg.hold_out, cfg.shuffled, cfg.seed)
     exam = Lessons(held, p.labels, p.choice.seen) if held is not None else None
     seen = torch.tensor([w in set(p.choice.seen) for w in p.labels])
     task, each = LaviseTask(p.head, torch.from_numpy(p.table.lookup(p.labels)), seen, cfg.margin, cfg.seed), max(1, math.ceil(len(lessons) / (cfg.bs * world)))
@@ -267,6 +267,10 @@ class _Noise: # random regions with the shapes of the real run
     def __len__(self): return 10**6
     def batch(self, ids, rng): return {"x": torch.rand(len(ids), self.width, generator=rng), "y": torch.randint(0, self.labels, (len(ids), 1), generator=rng)}
 
+def _why(e, name): # the reason, with the command that gets the data
+    told = str(e).splitlines()[0]
+    return told if f"vlnotes data {name}" in told else f"{told[:160]}; `vlnotes data {name}` gets it"
+
 def check(cfg:TrainConfig, images:int=100_000, objects:int=20, labels:int=1208)->str: # sizes to assume where the data is missing
     "What a run needs and what it will cost, without starting it."
     lines, spec = [], cfg.encoder
@@ -277,13 +281,13 @@ def check(cfg:TrainConfig, images:int=100_000, objects:int=20, labels:int=1208)-
     try: table = word_table(cfg.space); dim = table.dim; lines.append(f"words     {json_name(cfg.space)}: there, {len(table):,} words of {dim} numbers")
     except (OSError, ValueError, ImportError) as e:
         dim = 300
-        lines.append(f"words     {json_name(cfg.space)}: missing ({str(e).splitlines()[0][:120]}); `vlnotes data glove` gets GloVe")
+        lines.append(f"words     {json_name(cfg.space)}: missing ({_why(e, 'glove')})")
     try:
         c = open_source(dict(cfg.source))
         images, objects, labels = len(c), max(1, round(len(c.rows) / len(c))), len(c.vocab)
         lines.append(f"data      {cfg.source['kind']}: there; {images:,} images, {len(c.rows):,} objects, {labels:,} words")
     except (OSError, ValueError, ImportError) as e:
-        lines.append(f"data      {cfg.source.get('kind')}: missing ({str(e).splitlines()[0][:120]}); `vlnotes data {cfg.source.get('kind')}` gets it; assumed here: {images:,} images, {labels:,} words")
+        lines.append(f"data      {cfg.source.get('kind')}: missing ({_why(e, cfg.source.get('kind'))}); assumed here: {images:,} images, {labels:,} words")
     info = encoder.info(cfg.layer)
     head = HeadConfig(cfg.layer, info.channels, dim, cfg.pool, cfg.flat, cfg.dropout)
     n = images * objects
