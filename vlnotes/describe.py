@@ -190,7 +190,7 @@ def describe(images_:tuple=(), # files, folders, shards; none = drawn scenes
     if resume: _same(out, cfg)
     if units:
         who = make(by, **{k: cfg[k] for k in ("model", "encoder", "device") if cfg.get(k)})
-        cfg["probe"] = str(exemplify(who.encoder.name, units, images_, max(n, 400), seed, out, device, nproc))
+        cfg["probe"] = str(exemplify(getattr(who, "spec", who.encoder.name), units, images_, max(n, 400), seed, out, device, nproc))
     try: runs.launch("describe", cfg, nproc, out)
     finally: notes, skipped = _join(out)
     scenes = None if cfg["images"] or units else drawn(n, seed)[1]
