@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from ..transforms import steps
 
-# %% ../../nbs/lavise/01_masks.ipynb #be98dc05
+# %% ../../nbs/lavise/01_masks.ipynb #92183f7e
 def _after(kind, v, h, w): # (H, W) after a step
     match kind:
         case "short": return (v * h // w, v) if w < h else (v, v * w // h)
@@ -75,7 +75,8 @@ def _cells(view, w, h, *grid):
     for a in at: a.setflags(write=False) # they are shared
     return tuple(at)
 
-def _scaled(i, n, N): return (2 * i + 1) * n // (2 * N) # the one of `n` pixels that lies under the centre of pixel i of `N`
+def _scaled(i, n, N): # the one of `n` pixels that lies under the centre of pixel i of `N`; summed up as Pillow does, which decides when a centre falls on an edge
+    return np.cumsum(np.full(N, n / N) * np.r_[.5, np.ones(N - 1)]).astype(np.int64)[i]
 
 PUBLISHED = View((("short", 256), ("crop", (224, 224)))) # of the original, for every network
 
