@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['encode', 'decode', 'coco_instances']
 
-# %% ../../nbs/lavise/01_coco.ipynb #8f551476
+# %% ../../nbs/lavise/01_coco.ipynb #e2dfaf78
 import math, os
 from collections.abc import Container
 from functools import partial
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 from ..data import open_image
-from .concepts import Concepts, clipped
+from .concepts import Concepts, First, clipped
 from ..runs import file_hash, read_json
 from ..sources import Skipped
 
@@ -61,7 +61,7 @@ def decode(counts: bytes, size: tuple[int, int], # (width, height)
     "The mask of run lengths."
     return _coder().decode({"counts": counts, "size": list(size[::-1])}).astype(bool)
 
-# %% ../../nbs/lavise/01_coco.ipynb #1f7fe56a
+# %% ../../nbs/lavise/01_coco.ipynb #8fa8b821
 class _Pictures: # the source behind COCO's instances
     def __init__(self, folder, files, sizes, runs, owners, numbers, key):
         self.folder, self.files, self.sizes, self.runs, self.owners, self.numbers, self.key = folder, files, sizes, runs, owners, numbers, key
@@ -116,7 +116,7 @@ def coco_instances(path: str | Path, # instances_train2017.json, or another file
                   ) -> Concepts:
     "The instances of a COCO file, annotations by number. Raises ValueError or FileNotFoundError with one sentence."
     path = Path(path)
-    d, told = read_json(path), Skipped() if skipped is None else skipped
+    d, told = read_json(path), First() if skipped is None else skipped
     names, listed = _listed(path, d)
     sizes, of, columns = {k: s for k, _, s in listed}, {k: [] for k, *_ in listed}, []
     words = lambda name: [w for w in dict.fromkeys([name] if phrases else name.split()) if known is None or w in known]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from .. import zoo
 from ..backbones import Backbone
-from ..hooks import Feat, select
+from ..hooks import select
 from .explainer import Explainer, frozen, load, read
 from .filters import describe_filters, notes
 from .survey import Found

@@ -10,6 +10,7 @@ __all__ = ['POOLS', 'MOST', 'pooled', 'HeadConfig', 'Head', 'unit', 'margin_loss
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -236,7 +237,7 @@ def _vocabulary(config, tensors, source): # words and vectors of a folder
     if not config.get("space"): raise ValueError(f"{source} names neither words nor a word space: give words and vectors")
     from vlnotes.words import space
     found = space(**config["space"])
-    return found.words, torch.as_tensor(found.vectors)
+    return found.words, torch.from_numpy(np.array(found.vectors)) # a copy: a memory map cannot be written
 
 def read(source)->tuple[dict, dict]: # config, tensors
     "What a folder (or `zoo/NAME`) holds. Raises `FileNotFoundError` or `ValueError` where it is no explainer."

@@ -6,14 +6,13 @@
 __all__ = ['METHODS', 'WEIGHTS', 'selected', 'spoken', 'vote', 'Described', 'describe_filters', 'notes']
 
 # %% ../../nbs/lavise/03_filters.ipynb #a0caea0b
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from ..hooks import Feat
-from .explainer import Explainer, closest, unit as of_length_one
+from .explainer import Explainer, closest
 from .survey import Found
 from ..notes import Note, Notes
 from ..runs import nearest

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULES', 'DEFAULTS', 'synset_word', 'read_aliases', 'records', 'entries', 'clean', 'vg_objects']
 
-# %% ../../nbs/lavise/01_genome.ipynb #b7ccef2a
+# %% ../../nbs/lavise/01_genome.ipynb #2010fdbd
 import json, math, re
 from array import array
 from collections import Counter
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 from ..data import open_image
-from .concepts import Concepts
+from .concepts import Concepts, First
 from ..runs import atomic, file_hash
 from ..sources import Skipped
 
@@ -94,7 +94,7 @@ def entries(record: dict, # of `records`
         if words: yield number if isinstance(number, int) else -1, words, b, o
         else: skipped.add(called, f"it has no {'synset' if rule == 'synset' else 'name'}")
 
-# %% ../../nbs/lavise/01_genome.ipynb #29129838
+# %% ../../nbs/lavise/01_genome.ipynb #ce964b5a
 DEFAULTS = {"synset": "objects", "name": "images"} # what is counted
 
 def clean(source: str | Path, # objects.json, or a file that was cleaned
@@ -110,7 +110,7 @@ def clean(source: str | Path, # objects.json, or a file that was cleaned
          ) -> dict: # images, objects, words that are kept, and of how many words
     "Preprocess a file of objects. Raises ValueError where nothing is left."
     empty = rule == "name" if empty is None else empty
-    rule, by, aliases, told = _rule(rule), by or DEFAULTS[rule], aliases or {}, Skipped() if skipped is None else skipped
+    rule, by, aliases, told = _rule(rule), by or DEFAULTS[rule], aliases or {}, First() if skipped is None else skipped
     if by not in ("objects", "images"): raise ValueError(f"words are counted by objects or by images, not by {by!r}")
     bar = lambda what: tqdm(records(source), what, unit=" images", disable=not progress, ascii=True, mininterval=2)
     count = Counter()
@@ -122,7 +122,7 @@ def clean(source: str | Path, # objects.json, or a file that was cleaned
     images = objects = 0
     with atomic(out) as tmp, open(tmp, "w", encoding="utf-8") as f:
         for r in bar("writing"):
-            new = _kept(entries(r, rule, aliases, Skipped()), kept, rule)
+            new = _kept(entries(r, rule, aliases, First()), kept, rule)
             if not (r["objects"] if empty else new): continue
             f.write(("[\n" if images == 0 else ",\n") + json.dumps({"image_id": r["image_id"], "objects": new}, ensure_ascii=False))
             images, objects = images + 1, objects + (sum(map(len, new.values())) if rule == "synset" else len(new))
@@ -137,7 +137,7 @@ def _kept(found, kept, rule): # the objects of an image as they are written
             if word in kept: new.setdefault(word, []).append(dict(x=x, y=y, w=w, h=h))
     return new
 
-# %% ../../nbs/lavise/01_genome.ipynb #d28a273d
+# %% ../../nbs/lavise/01_genome.ipynb #7b7b1d36
 class _Pictures: # the source behind Visual Genome
     def __init__(self, folder, images, numbers, key):
         self.folders, self.images, self.numbers, self.key = [folder, *sorted(p for p in folder.glob("VG_100[Kk]*") if p.is_dir())], images, numbers, key
@@ -162,7 +162,7 @@ def vg_objects(path: str | Path, # objects.json, vg_objects_preprocessed.json, v
                rename: Callable[[str], str] | None = None, # a last word on each word, such as str.lower
               ) -> Concepts:
     "The objects of a Visual Genome file. Raises ValueError or FileNotFoundError with one sentence."
-    path, told, rule = Path(path), Skipped() if skipped is None else skipped, _rule(rule)
+    path, told, rule = Path(path), First() if skipped is None else skipped, _rule(rule)
     ids, offsets, boxes, word_offsets, words, numbers, at = [], [0], array("f"), array("q", [0]), array("i"), array("q"), {}
     for r in tqdm(records(path), path.name, unit=" images", disable=not progress, ascii=True, mininterval=2):
         for number, said, (x, y, w, h), _ in entries(r, rule, aliases or {}, told):

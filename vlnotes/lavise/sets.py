@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['COCO', 'VG', 'GLOVE', 'VG_FILES', 'KINDS', 'check_coco', 'make_vg', 'check_vg', 'check_glove', 'open_source']
 
-# %% ../../nbs/lavise/08_sets.ipynb #68c3dfb7
-import shutil
+# %% ../../nbs/lavise/08_sets.ipynb #942f44c6
+import shutil, sys
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from ..docmnist import generate, load
 from ..download import unpack
 from ..fetch import Dataset, File
 from .coco import coco_instances
-from .concepts import Concepts, docmnist_regions, only
+from .concepts import Concepts, First, docmnist_regions, only
 from .genome import clean, read_aliases, records, vg_objects
 from ..runs import data_root, nearest, read_json
 from ..sources import Skipped
@@ -41,7 +41,7 @@ COCO = Dataset(
            File("zips/train2017.zip", "", hash="md5:cced6f7f71b7629ddf16f17bbcfab6b2", unpack=True, part="train"),
            File("zips/val2017.zip", "", hash="md5:442b8da7639aecaf257c1dceb8ba8c80", unpack=True, part="val")))
 
-# %% ../../nbs/lavise/08_sets.ipynb #213950ae
+# %% ../../nbs/lavise/08_sets.ipynb #0288ec8b
 def _all_images(folder: Path) -> dict: # name -> path, wherever in the archive it lay
     out = {}
     for p in sorted(folder.rglob("*.jpg")):
@@ -53,7 +53,7 @@ def _all_images(folder: Path) -> dict: # name -> path, wherever in the archive i
 def make_vg(folder: Path, files: Sequence[Path], *, at_least: int):
     "Merge the pictures into one folder and clean the objects in both ways."
     folder, (one, two, objects, aliases) = Path(folder), files
-    home, told = folder / "VG_100K", Skipped()
+    home, told = folder / "VG_100K", First()
     home.mkdir()
     for path in (one, two):
         for name, p in _all_images(unpack(path, inner := folder / ".unpacked", 40_000_000_000)).items():
@@ -67,7 +67,7 @@ def make_vg(folder: Path, files: Sequence[Path], *, at_least: int):
     shutil.copy2(aliases, folder / "object_alias.txt")
     lines = []
     for rule, out in (("synset", "vg_objects_preprocessed.json"), ("name", "vg_objects_clean.json")):
-        n = clean(folder / "objects.json", folder / out, rule, read_aliases(folder / "object_alias.txt"), at_least, skipped=told)
+        n = clean(folder / "objects.json", folder / out, rule, read_aliases(folder / "object_alias.txt"), at_least, skipped=told, progress=sys.stderr.isatty())
         lines.append(f"{out}: by {rule}, {n['images']} images, {n['objects']} objects, {n['words']} words of {n['of']}")
     return "\n".join([*lines, f"{len(told)} objects were left out for want of a box or a name"])
 

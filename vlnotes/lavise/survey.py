@@ -9,7 +9,7 @@ __all__ = ['Highest', 'Found', 'survey', 'cost']
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path

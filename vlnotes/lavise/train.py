@@ -206,7 +206,7 @@ def _explainer(p, cfg, task, pool):
     head = Head(p.head)
     head.load_state_dict({k: v.cpu() for k, v in task.head.state_dict().items()})
     note = {"random": True, "seed": cfg.seed} if cfg.random else None
-    return Explainer(p.encoder, head.eval().requires_grad_(False), list(p.table.words), torch.as_tensor(np.asarray(p.table.vectors)), list(p.choice.seen), list(p.choice.unseen), mean=mean, encoder_note=note)
+    return Explainer(p.encoder, head.eval().requires_grad_(False), list(p.table.words), torch.from_numpy(np.array(p.table.vectors)), list(p.choice.seen), list(p.choice.unseen), mean=mean, encoder_note=note)
 
 def _place(encoder, cfg): # where pooling runs
     return encoder.to(cfg.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"))
