@@ -24,7 +24,7 @@ def write(path, words=WORDS, dim=5, seed=0, header=False, encoding="utf-8"):
 @pytest.mark.parametrize("header", [False, True])
 def test_any_dimension_with_and_without_a_first_line(tmp_path, dim, header):
     rows = write(tmp_path / "w.txt", dim=dim, header=header)
-    for again in range(2): # parsed, then mapped
+    for _again in range(2): # parsed, then mapped
         t = space(tmp_path / "w.txt", cache=tmp_path / "cache")
         assert t.words == WORDS and t.dim == dim and (t.vectors == rows).all() and isinstance(t.vectors, np.memmap)
     assert (word_vectors(tmp_path / "w.txt").vectors == rows).all()
