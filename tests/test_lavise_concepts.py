@@ -201,6 +201,9 @@ def test_split_by_image(c):
     assert sorted(i for p in parts.values() for i in p.ids) == sorted(c.ids)
     shuffled = split(c[np.random.default_rng(0).permutation(120)], .2, .1, seed=3)
     assert all(set(shuffled[p].ids) == set(parts[p].ids) for p in parts) and split(c, .2, .1, seed=4)["val"].ids != parts["val"].ids
+    leaking = split(c, .2, .1, by="objects")
+    assert set(leaking["val"].ids) & set(leaking["train"].ids) and sorted(np.concatenate([p.rows for p in leaking.values()])) == sorted(c.rows)
+    with pytest.raises(ValueError, match="not by 'words'"): split(c, by="words")
     for val, test in (.5, .5), (-.1, 0): # nothing to train on; no share
         with pytest.raises(ValueError, match="leave nothing to train on"): split(c, val, test)
 

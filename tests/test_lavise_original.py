@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision import models
 
+from vlnotes import backbones
 from vlnotes.cli import main
 from vlnotes.hooks import Feat
 from vlnotes.lavise import explainer
@@ -193,6 +194,14 @@ def test_what_the_folder_says(made, glove):
     assert sorted(c["seen"] + c["unseen"]) == sorted(LABELS) and len(c["seen"]) == 2 and c["encoder"]["spec"] == "torchvision/resnet18"
     e = explainer.load(made)
     assert e.words == LABELS and View.of(e.encoder.transform) == PUBLISHED and e.seen == c["seen"] and "2 of 4 labels taught" in c["imported"]["summary"]
+
+
+def test_the_folder_says_how_images_are_prepared(made, tmp_path):
+    c = read_json(made / "config.json")
+    c["encoder"]["resize"] = 300 # as a ResNet-50 is imported with 256, though its newer weights ask for 232
+    (tmp_path / "config.json").write_text(json.dumps(c))
+    (tmp_path / "weights.safetensors").symlink_to(made / "weights.safetensors")
+    assert View.of(backbones.load(f"run/{tmp_path}").transform).steps == (("short", 300), ("crop", (224, 224)))
 
 
 def test_alexnet(tmp_path):

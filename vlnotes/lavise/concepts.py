@@ -220,19 +220,23 @@ def readable(c: Iterable[Annotated], skipped: Skipped | None = None) -> Iterator
             skipped.add(a.id, str(e)); continue
         yield a
 
-# %% ../../nbs/lavise/01_concepts.ipynb #3b3d2043
+# %% ../../nbs/lavise/01_concepts.ipynb #c47f91dc
 PARTS = ("train", "val", "test")
 
 def split(c: Concepts,
           val: float = .1, # share of the images, rounded down
           test: float = .1,
           seed: int = 0,
+          by: str = "images", # or "objects": then an image is in several parts, with some of its objects in each
          ) -> dict[str, Concepts]: # train, val, test
     "Divide a set by image. Which part an image falls in depends on the seed and on the set's images, not on their order."
     if val < 0 or test < 0 or val + test >= 1: raise ValueError(f"shares of {val} and {test} leave nothing to train on; together they must be below 1")
-    by_id = np.argsort(np.array(c.ids, dtype=object), kind="stable")
-    order, n = by_id[np.random.default_rng(seed).permutation(len(c))], [int(test * len(c)), int(val * len(c))]
+    if by not in ("images", "objects"): raise ValueError(f"a set is divided by images or by objects, not by {by!r}")
+    many = len(c) if by == "images" else len(c.rows)
+    first = np.argsort(np.array(c.ids, dtype=object), kind="stable") if by == "images" else np.arange(many)
+    order, n = first[np.random.default_rng(seed).permutation(many)], [int(test * many), int(val * many)]
     cut = dict(test=order[:n[0]], val=order[n[0]:sum(n)], train=order[sum(n):])
+    if by == "objects": return {p: without(c, ~np.isin(np.arange(many), cut[p]), "it is in another part") for p in PARTS if len(cut[p])}
     return {p: c[np.sort(cut[p])] for p in PARTS}
 
 # %% ../../nbs/lavise/01_concepts.ipynb #57611db3
