@@ -143,7 +143,7 @@ def test_keys_name_content(c):
     assert c.key == docmnist_regions(generate(120, regions=(1, 4), seed=5)).key and json.loads(json.dumps(c.key)) == c.key
     others = [c[1:], c[::-1], docmnist_regions(generate(120, regions=(1, 4), seed=6)), docmnist_regions(generate(120, regions=(1, 4), seed=5, split="val"))]
     assert len({json.dumps(o.key, sort_keys=True) for o in [c, *others]}) == 5
-    assert only(c, c.vocab).key == c.key
+    assert only(c, c.vocab).key == c.key != only(c, c.vocab[:-5] + ["small", "medium", "large"]).key and only(c, c.vocab[::-1], order=True).key != c.key
 
 
 def test_words_and_counts(c):

@@ -48,7 +48,7 @@ class Annotated:
         "The words of all its objects, each once, in order."
         return list(dict.fromkeys(w for o in self.objects for w in o.words))
 
-# %% ../../nbs/lavise/01_concepts.ipynb #1bd25968
+# %% ../../nbs/lavise/01_concepts.ipynb #a610cf2d
 def _rows(offsets, idx): # rows that belong to some entries, and the offsets among them
     n = np.diff(offsets)[idx]
     new = np.concatenate([[0], np.cumsum(n)])
@@ -94,9 +94,9 @@ class Concepts:
 
     @cached_property
     def key(self) -> dict: # plain values
-        "What names the images, their order and where their objects lie, for a store of features; not what the objects are called."
-        h = hashlib.sha256("\n".join(self.ids).encode())
-        for a in (self.offsets, self.rows, self.boxes): h.update(np.ascontiguousarray(a).data)
+        "What names the images, their order, where their objects lie and what they are called, for a store of features."
+        h = hashlib.sha256("\n".join([*self.ids, "", *self.vocab]).encode())
+        for a in (self.offsets, self.rows, self.boxes, self.word_offsets, self.words): h.update(np.ascontiguousarray(a).data)
         return {"set": self.name, "content": h.hexdigest()[:16]} | getattr(self.source, "key", {})
 
     @property
