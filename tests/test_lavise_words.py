@@ -80,7 +80,8 @@ def test_the_first_words_of_a_file(tmp_path):
 
 def test_a_word_that_comes_twice_is_its_first_row(tmp_path):
     rows = write(tmp_path / "w.txt", ["a", "b", "a"])
-    t = space(tmp_path / "w.txt", cache=tmp_path)
+    t = space(tmp_path / "w.txt", cache=tmp_path, skipped=(told := Skipped()))
+    assert [w for w, _ in told] == ["a"] and "row 3 of" in list(told)[0][1] and "row 1, counts" in list(told)[0][1]
     assert len(t) == 3 and t.index == {"a": 0, "b": 1} and (t.only(["a"]).vectors[0] == rows[0]).all()
 
 

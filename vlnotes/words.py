@@ -69,7 +69,7 @@ def make_table(words: Sequence[str], vectors, # (V, dim)
     for i, w in enumerate(words): index.setdefault(w, i)
     return Table(words, vectors, index, spec)
 
-# %% ../nbs/21_words.ipynb #44d75863
+# %% ../nbs/21_words.ipynb #33e583b2
 def _file(source): # the file of word vectors that a name means, or None
     for p in (Path(source), data_root() / "glove" / source, data_root() / "glove" / f"{source}.txt"):
         if p.is_file(): return p
@@ -82,7 +82,7 @@ def space(source: str | Path, # GloVe text, fastText .vec, a name under the data
           cache: str | Path | None = None, # folder of binary copies of files; None: `words` in the data root
           device: str | torch.device = "cpu", # of an embedder
           seed: int = 0, # of an embedder with random weights
-          skipped: Skipped | None = None, # collects words without a vector and words listed twice
+          skipped: Skipped | None = None, # collects words without a vector and words that come twice
          ) -> Table:
     "The words of a source as a table. Raises ValueError, FileNotFoundError or ImportError with one sentence."
     source, spec = str(source), dict(source=str(source), first=first, prompt=prompt, seed=seed)
@@ -93,6 +93,9 @@ def space(source: str | Path, # GloVe text, fastText .vec, a name under the data
         if first is not None and first < 1: raise ValueError(f"first={first}: keep one word at least")
         end = len(found) if first is None else min(first, len(found))
         index = found.index if end == len(found) else {w: i for w, i in found.index.items() if i < end}
+        if skipped is not None and len(index) < end:
+            for i, w in enumerate(found.words[:end]):
+                if index[w] != i: skipped.add(w, f"it comes again in row {i + 1} of {path}; the first, row {index[w] + 1}, counts")
         whole = Table(found.words[:end], found.vectors[:end], index, spec)
         return whole if words is None else whole.only(words, skipped)
     if Path(source).suffix in (".txt", ".vec") or source.startswith("glove"):
