@@ -96,7 +96,7 @@ class Head(nn.Sequential):
                 keep = torch.rand(x.shape, generator=rng, device=x.device) >= m.p
                 x = x * keep / (1 - m.p)
             else: x = m(x)
-        return x.unflatten(0, z.shape[:-1])
+        return x.reshape(*z.shape[:-1], -1)
 
 # %% ../../nbs/lavise/02_explainer.ipynb #6492ab0b
 def unit(v:Tensor)->Tensor: # `(..., D)`

@@ -78,7 +78,7 @@ class DAdaptAdam(torch.optim.Optimizer):
         if not rows: return
         b1, b2 = rows[0][0]["betas"]
         for g, p, s in rows:
-            if not s: s |= {k: torch.zeros_like(p) for k in ("m", "q", "s")} | {"d": torch.full((), g["d0"], device=p.device), "r": torch.zeros((), device=p.device)}
+            if not s: s |= {k: torch.zeros_like(p) for k in ("m", "q", "s")} | {k: torch.full((), v, device=p.device, dtype=torch.promote_types(p.dtype, torch.float32)) for k, v in (("d", g["d0"]), ("r", 0.))}
         d, r = rows[0][2]["d"].clone(), rows[0][2]["r"].clone()
         energy = top = bottom = 0.
         for g, p, s in rows:
