@@ -62,6 +62,7 @@ class Lavise:
     spec: str # what makes the encoder again, as `backbones.load` takes it
     probe: Path|None = None # folder of exemplars
     words: int = 5 # in a text
+    method: str = "projection" # what a filter selects, as in `filters.METHODS`
 
     @property
     def layers(self)->list[str]: # network order
@@ -118,7 +119,7 @@ class Lavise:
             if n not in self.explainers: raise ValueError(f"there is no explainer of layer {n!r}{nearest(n, self.layers)}; train one with `vlnotes run lavise_train -p layer={n}`")
             if bad := [u for u in units[n] if not 0 <= u < self.encoder.info(n).channels]: raise ValueError(f"layer '{n}' has channels 0 to {self.encoder.info(n).channels - 1}, not {bad[0]}")
         if self.probe is None: raise ValueError("this describer knows no units: give it exemplars of them when it is made (probe=FOLDER).")
-        return Notes.concat([notes(describe_filters(from_exemplars(self.probe, self.encoder, n, numbers, batch), self.explainers[n], **options), self.words) for n, numbers in units.items()])
+        return Notes.concat([notes(describe_filters(from_exemplars(self.probe, self.encoder, n, numbers, batch), self.explainers[n], **{"method": self.method, **options}), self.words) for n, numbers in units.items()])
 
     def blind(self, layers=None)->str:
         "What the head reads from the mean training region, at the first of the layers asked for."
@@ -137,7 +138,8 @@ def _batches(images, encoder, size): # (ids, sizes, (B, 3, H, W))
 def describer(model=None, # folder of an explainer, or of several explainers of one encoder
               encoder=None, # another encoder than the folder names, or, without a folder, a zoo encoder
               device="cpu", probe=None, # folder of exemplars, for units
-              **kw)->Lavise: # what `vlnotes describe --by lavise` makes
+              **kw # of `Lavise`: words, method
+             )->Lavise: # what `vlnotes describe --by lavise` makes
     "The LaViSE describer of the command line: a trained explainer's folder, or the zoo's for a zoo encoder."
     if model is None:
         spec = encoder or "zoo/convnet"
@@ -153,4 +155,4 @@ def describer(model=None, # folder of an explainer, or of several explainers of 
     if spec is None: spec = f"run/{found[0]}" if isinstance(config["encoder"], dict) else config["encoder"]
     bb = frozen(spec, device=device, **note)
     made = [load(f, device, bb) for f in found]
-    return Lavise(bb, {e.layer: e for e in made}, spec, probe and Path(probe), **kw)
+    return Lavise(bb, {e.layer: e for e in made}, spec, probe and Path(probe), **{"method": config.get("input") or "projection", **kw})
