@@ -17,7 +17,8 @@ from vlnotes.cli import main
 from vlnotes.exemplars import exemplars
 from vlnotes.lavise import explainer
 from vlnotes.lavise.describer import Lavise, describer, from_exemplars
-from vlnotes.lavise.filters import describe_filters, listed, notes
+from vlnotes.lavise.filters import describe_filters, notes
+from vlnotes.lavise.recall import listed
 from vlnotes.lavise.survey import survey
 from vlnotes.lavise.train import TrainConfig, train
 from vlnotes.notes import Notes
@@ -132,7 +133,7 @@ job.describe(by="lavise", units={"layer4": [0, 1, 2, 3, 4]}, n=40, batch=1, out=
 """
 
 def test_killed_and_resumed_equals_never_killed(tmp_path):
-    r = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path/"cut")], capture_output=True, text=True, timeout=300, env=os.environ)
+    r = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path/"cut")], capture_output=True, text=True, timeout=300, env=os.environ, cwd=tmp_path)
     assert r.returncode == -9, r.stderr
     how = dict(by="lavise", units={"layer4": [0, 1, 2, 3, 4]}, n=40, batch=1)
     a, b = (Notes.read(job.describe(**how, out=tmp_path/n, resume=n == "cut")/"notes.parquet") for n in ("cut", "whole"))
