@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lavise_toys import Mixed, drawn, gammas, taught, toy
+from lavise_toys import drawn, gammas, taught, toy
 from matplotlib.figure import Figure
 from PIL import Image
 

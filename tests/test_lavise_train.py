@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
 
