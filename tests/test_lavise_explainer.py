@@ -15,7 +15,7 @@ from torchvision.models import alexnet
 from vlnotes import backbones
 from vlnotes.hooks import Feat
 from vlnotes.lavise import explainer
-from vlnotes.lavise.explainer import POOLS, Explainer, Head, HeadConfig, closest, frozen, load, margin_loss, pooled, save, unit
+from vlnotes.lavise.explainer import POOLS, Explainer, Head, HeadConfig, closest, frozen, load, margin_loss, margin_sum, pooled, save, unit
 
 
 def rng(seed=0): return torch.Generator().manual_seed(seed)
@@ -146,6 +146,20 @@ def test_restricted_supervision_is_a_table_with_fewer_columns():
     b, nb = margin_loss(v, E[seen], t[:, seen])
     assert a.equal(b) and na.equal(nb)
     with pytest.raises(ValueError, match="none of the labels is seen"): margin_loss(v, E, t, seen=~torch.ones(9, dtype=torch.bool))
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lists_of_true_labels_give_the_same_loss_and_gradient(seed):
+    v, E, t = cases(seed)
+    E, most = unit(E), int(t.sum(1).max())
+    y = torch.full((6, most), -1)
+    for b in range(6): y[b, :int(t[b].sum())] = t[b].nonzero()[:, 0]
+    grads = []
+    for f, truth in ((margin_loss, t), (margin_sum, y)):
+        w = v.clone().requires_grad_()
+        loss, counts = f(w, E, truth, .8)
+        loss.sum().backward()
+        grads.append((loss.detach(), counts, w.grad))
+    assert grads[0][0].allclose(grads[1][0], atol=1e-4) and grads[0][1].equal(grads[1][1]) and grads[0][2].allclose(grads[1][2], atol=1e-4) and grads[1][2].isfinite().all()
 
 
 # ---- nearest words

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..backbones import Backbone
 from .concepts import Concepts, choose, only, split
 from .drawn import drawn_words
-from .explainer import Explainer, Head, HeadConfig, frozen, margin_loss, save, unit
+from .explainer import Explainer, Head, HeadConfig, frozen, margin_loss, margin_sum, save, unit
 from .lessons import Lessons, pool_regions
 from .sets import open_source
 from ..runs import nearest, read_json, write_json
@@ -38,12 +38,15 @@ class LaviseTask(nn.Module):
         self.register_buffer("vectors", torch.as_tensor(vectors).float(), persistent=False)
         self.register_buffer("seen", torch.ones(len(vectors), dtype=torch.bool) if seen is None else seen, persistent=False)
         if not self.seen.any(): raise ValueError("none of the labels is seen: there is nothing to learn from.")
+        self.register_buffer("taught", unit(self.vectors[self.seen]), persistent=False)
+        self.register_buffer("column", torch.where(self.seen, self.seen.cumsum(0) - 1, -1), persistent=False) # of a label among the taught ones
 
     def true(self, y): # (B, L) bool
         return torch.zeros(len(y), len(self.vectors) + 1, dtype=torch.bool, device=y.device).scatter(1, torch.where(y < 0, len(self.vectors), y), True)[:, :-1]
 
     def forward(self, batch, rng=None):
-        loss, counts = margin_loss(self.head(batch["x"], rng), self.vectors, self.true(batch["y"]), self.margin, self.seen)
+        y = torch.where(batch["y"] < 0, -1, self.column[batch["y"].clamp_min(0)])
+        loss, counts = margin_sum(self.head(batch["x"], rng), self.taught, y, self.margin)
         return loss.sum(), counts.sum()
 
 @torch.no_grad()
