@@ -321,7 +321,11 @@ def _folder(path, weights, options):
     fit(bb.model, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, f"{folder}/weights.safetensors")
     own = {k: tuple(entry.get(k, getattr(bb, k))) for k in ("input_size", "mean", "std")}
     same = all(v == getattr(bb, k) for k, v in own.items())
-    out = Backbone(bb.model, net=bb.net, run=bb._run, layers=entry.get("layers"), transform=bb.transform if same else None, **own)
+    transform = bb.transform if same else None
+    if side := entry.get("resize"): # the shorter side before the crop, where it is not the model's own
+        from torchvision.models import ResNet18_Weights
+        transform = ResNet18_Weights.DEFAULT.transforms(crop_size=own["input_size"][0], resize_size=side, mean=own["mean"], std=own["std"])
+    out = Backbone(bb.model, net=bb.net, run=bb._run, layers=entry.get("layers"), transform=transform, **own)
     out.recipe = bb.recipe
     return out
 

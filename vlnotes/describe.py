@@ -229,7 +229,7 @@ def describe(images_:tuple=(), # files, folders, shards; none = drawn scenes
     if resume: _same(out, cfg)
     if units:
         who = _made(cfg)
-        cfg["probe"] = str(exemplify(who.encoder.name, units, images_, max(n, 400), seed, out, device, nproc))
+        cfg["probe"] = str(exemplify(getattr(who, "spec", who.encoder.name), units, images_, max(n, 400), seed, out, device, nproc))
     if prepare: runs.write_json(out/"config.json", cfg); return out
     try: runs.launch("describe", cfg, nproc, out)
     finally: notes, there, skipped = _join(out, max(show, 0 if cfg["images"] else n))
