@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 import numpy as np
 import torch
-from torch import Tensor
 from .. import zoo
 from ..backbones import Backbone
 from ..hooks import select
@@ -20,6 +19,7 @@ from .filters import describe_filters, notes
 from .survey import Found
 from ..notes import Note, Notes
 from ..runs import nearest, read_json
+from ..transforms import batches
 
 # %% ../../nbs/lavise/07_describer.ipynb #d393f7c8
 def from_exemplars(folder, # as `exemplars` writes it
@@ -79,7 +79,7 @@ class Lavise:
         "Words for images by layer, by layer and cell, or for units."
         if units: return self.tell(units, batch, **options)
         names, out = select(self.layers, layers), []
-        for ids, sizes, x in _batches(images, self.encoder, batch):
+        for ids, sizes, x in batches(images, self.encoder.transform, batch):
             feats = self.encoder.features(x, list(dict.fromkeys([*names, *self._last])), cls=False)
             far = self._far(feats)
             for n in names: out += self._image_notes(self.explainers[n], feats[n], ids, sizes, far, cells)
@@ -126,13 +126,6 @@ class Lavise:
         e = self.explainers[select(self.layers, layers)[0]]
         if e.mean is None: raise ValueError(f"the explainer {e.run or 'given'} was saved without its mean training feature; blind needs it.")
         return ", ".join(e.words[k] for k in e.read(e.mean[None], self.words)[0][0].tolist())
-
-def _batches(images, encoder, size): # (ids, sizes, (B, 3, H, W))
-    if isinstance(images, Tensor): images = ((str(i), t) for i, t in enumerate(images))
-    images = iter(images)
-    while part := list(islice(images, size)):
-        ready = [im if isinstance(im, Tensor) else encoder.transform(im) for _, im in part]
-        yield [str(i) for i, _ in part], [tuple(im.shape[:-3:-1]) if isinstance(im, Tensor) else im.size for _, im in part], torch.stack(ready)
 
 # %% ../../nbs/lavise/07_describer.ipynb #6dbc6ca4
 def describer(model=None, # folder of an explainer, or of several explainers of one encoder
