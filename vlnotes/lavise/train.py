@@ -254,7 +254,7 @@ def train(cfg:TrainConfig, encoder:Backbone|None=None, source:Concepts|None=None
     if not (exam and enough(falls(), cfg.stop)):
         try: result = fit(task, lessons, fitting, out/"fit", device=cfg.device, after=after, progress=cfg.progress, optimiser=optimiser(cfg.optimiser))
         except _Enough: result = {"steps": len(history) * each, "world": world}
-    best = history[int(np.argmin(falls()))] if exam else history[-1]
+    best = history[int(np.argmin(falls()))] if exam else history[-1] | {"loss": None}
     return result | {"epochs": len(history), "best": best, "regions": len(lessons), "without_a_taught_word": lessons.silent, "held_out": len(exam) if exam else 0,
                      "seen": len(p.choice.seen), "unseen": len(p.choice.unseen), "skipped": p.skipped.summary(100)}
 
