@@ -35,7 +35,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory):
     s = docmnist.generate(80, regions=(1, 4), split="test", seed=0)
-    return exemplars(load_encoder("zoo/convnet"), list(zip(s.ids, s.pixels())), ["layer3", "layer4"], tmp_path_factory.mktemp("probe")/"convnet", k=6, quantile=.99, units={"layer3": [2, 5], "layer4": [3, 8, 21]}, progress=False)
+    return exemplars(load_encoder("zoo/convnet"), [(f"{i}, drawn", x) for i, x in zip(s.ids, s.pixels())], ["layer3", "layer4"], tmp_path_factory.mktemp("probe")/"convnet", k=6, quantile=.99, units={"layer3": [2, 5], "layer4": [3, 8, 21]}, progress=False)
 
 def images(n=3): s = docmnist.generate(n, regions=(1, 2), split="test", seed=8); return [(i, s.image(k)) for k, i in enumerate(s.ids)]
 
@@ -48,6 +48,7 @@ def test_units_by_exemplars_are_units_by_a_survey(model, probe):
     assert [(n.layer, n.unit) for n in told] == [("layer4", 21), ("layer4", 3), ("layer3", 5)] and all(n.method == "lavise" and n.encoder == "zoo/convnet" and n.text for n in told)
     found = survey(who.encoder, drawn(80, "test", 0), "layer4", units=[21, 3], p=6, quantile=.99)
     mine = from_exemplars(probe, who.encoder, "layer4", [21, 3])
+    assert all(i.endswith(", drawn") for n in told for i in n.extra["images"])
     assert (mine.places == found.places).all() and np.allclose(mine.levels, found.levels, rtol=1e-4) and np.allclose(mine.maps, found.maps, atol=1e-3)
     assert listed(describe_filters(mine, who.explainers["layer4"])) == listed(describe_filters(found, who.explainers["layer4"]))
     assert notes(describe_filters(found, who.explainers["layer4"])).column("text") == told.column("text")[:2]

@@ -271,6 +271,14 @@ def test_the_best_epoch_is_kept_and_training_ends(tmp_path):
     again = train(cfg, encoder=toy(), source=drawn(60)) # nothing is left to do
     assert again["epochs"] == len(history) and files == {p: p.stat().st_mtime_ns for p in files}
 
+def test_without_held_out_images_the_last_epoch_is_kept(tmp_path):
+    cfg, result = taught(tmp_path, toy(), drawn(40), epochs=2, val=0.)
+    assert result["held_out"] == 0 and result["best"]["epoch"] == 2 and result["best"]["loss"] is None
+    again = train(replace(cfg, epochs=4), encoder=toy(), source=drawn(40))
+    whole, _ = taught(tmp_path/"whole", toy(), drawn(40), epochs=4, val=0.)
+    a, b = explainer.read(tmp_path/"run")[1], explainer.read(tmp_path/"whole/run")[1]
+    assert again["epochs"] == 4 and all(a[k].equal(b[k]) for k in a)
+
 def test_a_lower_rate_after_a_plateau(tmp_path):
     taught(tmp_path, toy(), drawn(60), epochs=12, lr=.2, patience=1)
     rates = [h["lr"] for h in json.loads((tmp_path/"run/epochs.json").read_text())]

@@ -503,3 +503,23 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     assert all(halves[k].equal(v) for k, v in pair.items()), "resumed on two processes: the same to the bit"
     assert json.loads((tmp_path/"pair/result.json").read_text())["world"] == 2 and told(tmp_path/"halves") == told(tmp_path/"pair")
     for a, b in zip(told(tmp_path/"pair"), told(tmp_path/"one")): assert a["step"] == b["step"] and a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+
+
+# ---- another optimiser
+
+def test_another_optimiser_is_fed_the_same_groups_and_rates(tmp_path):
+    seen = []
+    class Plain(torch.optim.SGD):
+        def step(self, closure=None): seen.append(sorted({g["lr"] for g in self.param_groups})); return super().step()
+    make = lambda groups, cfg: Plain(groups, lr=cfg.lr)
+    def go(out, steps): net = Net(); return fit(net, Points(), FitConfig(**{**CFG, "steps": steps, "schedule": "constant"}), out, device="cpu", progress=False, optimiser=make), net
+    (_, whole), _ = go(tmp_path/"whole", 12), go(tmp_path/"half", 6)
+    _, again = go(tmp_path/"half", 12)
+    assert same(whole, again) and seen[0] == [0.] and seen[5] == [.03] # the warm-up begins with nothing
+    assert rehearse(Net(), Points(), FitConfig(**CFG), device="cpu", optimiser=make)["seconds_per_step"] >= 0
+
+def test_a_rate_that_falls_after_a_checkpoint(tmp_path):
+    cfg, rates = FitConfig(**{**CFG, "schedule": "constant", "warmup": 0}), []
+    def after(step, module): cfg.lr /= 2; rates.append(cfg.lr)
+    fit(Net(), Points(), cfg, tmp_path, device="cpu", progress=False, after=after)
+    assert rates == [.03 / 2**k for k in (1, 2, 3, 4)] and list(dict.fromkeys(l["lr"] for l in told(tmp_path))) == [.03, .015, .0075, .00375]

@@ -6,6 +6,7 @@
 __all__ = ['from_exemplars', 'Lavise', 'describer']
 
 # %% ../../nbs/lavise/07_describer.ipynb #6f168d7a
+import csv
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -49,7 +50,7 @@ def from_exemplars(folder, # as `exemplars` writes it
     dead = {d["unit"]: d["reason"] for d in about["layers"][layer]["dead"] if d["unit"] in asked}
     values = np.load(home/"values.npy")[at]
     dead |= {u: f"its activation is never above zero (at most {v.max():.3g})" for u, v in zip(asked, values) if v.max() <= 0 and u not in dead}
-    names = dict(line.rstrip("\n").split(",", 1) for line in open(folder/"images.csv", encoding="utf-8").readlines()[1:])
+    with open(folder/"images.csv", encoding="utf-8", newline="") as file: names = dict(list(csv.reader(file))[1:])
     return Found(encoder, layer, asked, f.grid, values, places, maps, np.load(home/"thresholds.npy")[at], dead, {p: names.get(str(p), str(p)) for p in images}, features.__getitem__,
                  lambda p: np.asarray(pictures[images[p]]), about["images"], about["key"]["quantile"], tuple(about["size"]))
 

@@ -242,10 +242,10 @@ def train(cfg:TrainConfig, encoder:Backbone|None=None, source:Concepts|None=None
         epoch = step // each
         history = history[:epoch - 1] # of a run that was killed after it wrote an epoch's line and before its checkpoint
         device = next(bare.head.parameters()).device
-        history.append({"epoch": epoch, **(validate(bare, exam, device=device, rank=rank, world=world) if exam else {"loss": math.nan}), "lr": fitting.lr})
+        history.append({"epoch": epoch, **(validate(bare, exam, device=device, rank=rank, world=world) if exam else {"loss": None}), "lr": fitting.lr})
         if not rank:
             if exam is None or int(np.argmin(falls())) == epoch - 1: _save(out, _explainer(p, cfg, bare, pool), cfg, about, epoch=history[-1])
-            write_json(log, [{k: None if v != v else v for k, v in h.items()} for h in history])
+            write_json(log, history)
         fitting.lr = plateau(falls(), cfg.lr, patience=cfg.patience) if exam else cfg.lr
         if exam and enough(falls(), cfg.stop): raise _Enough
 
