@@ -73,7 +73,7 @@ def best(v:Tensor, # `(N, A)` of all regions
          counts:Tensor # `(n,)` regions of each image
         )->Tensor: # `(n, A)`
     "The best region of each image; the gradient goes to that region alone."
-    n, most = len(counts), int(counts.max())
+    most = int(counts.max())
     at = torch.arange(most, device=v.device)
     first = torch.cumsum(counts, 0) - counts
     rows = (first[:, None] + at).clamp_max(len(v) - 1)
