@@ -23,7 +23,7 @@ from ..runs import atomic, data_root, read_json, stable_hash, write_json
 from ..store import Appender, Rows
 from ..text import Embedder, embedder
 from .corpora import Corpus
-from .towers import ClipTower, GridTower, covered
+from .towers import ClipTower, GridTower, covered, modified_resnet
 
 # %% ../../nbs/villa/01_embeddings.ipynb #365008e8
 def prompts(attributes:Sequence[str], templates:Sequence[str]=("X",))->list[list[str]]:
@@ -108,28 +108,31 @@ class TowerReader:
         x, b = torch.stack([x for x, *_ in got]).to(self.device), torch.from_numpy(np.concatenate([b for _, b, _ in got])).float().to(self.device)
         return self.tower(x, b, own, weights).float().cpu(), torch.from_numpy(np.concatenate([ok for *_, ok in got]))
 
-def _prepare(enc, resize): # how an image reaches an encoder
+def _native(im): # pixels in 0..1, no resizing, no normalisation: what the released code feeds to CLIP
+    a = torch.from_numpy(_array(im).copy()).float() / 255
+    return a, (0, 0, a.shape[2], a.shape[1])
+
+def _prepare(enc): # how an image reaches an encoder
     def go(im):
         if hasattr(im, "shape") and tuple(im.shape[1:]) == tuple(enc.input_size): return enc.normalise(im[None])[0], (0, 0, im.shape[2], im.shape[1])
         im = Image.fromarray(np.asarray(im).transpose(1, 2, 0)) if hasattr(im, "shape") else im
         return enc.transform(im), enc.crop(im.size)
-    def native(im): # pixels in 0..1, no resizing, no normalisation: what the released code feeds to CLIP
-        a = torch.from_numpy(_array(im).copy()).float() / 255
-        return a, (0, 0, a.shape[2], a.shape[1])
-    return go if resize else native
+    return go
 
 def tower_of(encoder:str="zoo/convnet", # as in `backbones.load`; open_clip/RN50@openai is the published one
              layers=-1, side:int=3, pool:str="mean", # of a grid tower
              native:bool|None=None, # CLIP's tower: pixels as they are, as the released code has it (default); False prepares images as CLIP wants them
-             net:dict|None=None, seed:int=0 # instead of `encoder`: an untrained network of the zoo's shapes, see `zoo.build`
+             net:dict|None=None, seed:int=0, # instead of `encoder`: an untrained network of the zoo's shapes, see `zoo.build`
+             clip:dict|None=None # instead of `encoder`: sizes of an untrained CLIP tower, see `towers.modified_resnet`
             )->tuple[nn.Module, Callable, dict]: # tower, how it wants images, what it is
     "A tower for any encoder; CLIP's residual towers are read through their attention pool."
+    if clip is not None: return ClipTower(modified_resnet(**clip, seed=seed)), _native, {"clip": clip}
     if net is not None: enc = backbones.Backbone(backbones.freeze(zoo.build(net, seed)), "untrained", input_size=(84, 84), mean=pretrain.MEAN, std=pretrain.STD, layers=net.get("layers"))
     else: enc = backbones.load(encoder)
-    clip = hasattr(enc.net, "attnpool")
-    tower = ClipTower(enc.net) if clip else GridTower(enc, layers, side, pool)
-    native = clip if native is None else native
-    return tower, _prepare(enc, not native), {"encoder": encoder if net is None else net, "native": native} | ({} if clip else {"layers": tower.names, "side": side, "pool": pool})
+    pooled = hasattr(enc.net, "attnpool")
+    tower = ClipTower(enc.net) if pooled else GridTower(enc, layers, side, pool)
+    native = pooled if native is None else native
+    return tower, _native if native else _prepare(enc), {"encoder": encoder if net is None else net, "native": native} | ({} if pooled else {"layers": tower.names, "side": side, "pool": pool})
 
 def reader(*args, device="cpu", **options # of `tower_of`
           )->TowerReader:
