@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['MappingConfig', 'Mapper', 'best', 'loss', 'Bags', 'Stage1', 'train', 'scores', 'gaps', 'assign', 'score', 'sweep',
-           'choose', 'everything', 'shuffled', 'assign_top', 'phrases', 'notes', 'gallery', 'save', 'load']
+           'choose', 'everything', 'shuffled', 'assign_top', 'phrases', 'notes', 'gallery', 'save', 'load', 'prepared',
+           'step', 'check']
 
 # %% ../../nbs/villa/01_mapping.ipynb #668c76d2
 import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
@@ -19,7 +21,8 @@ from ..checkpoints import read_weights
 from ..notes import Note, Notes
 from ..runs import atomic, read_json, write_json
 from ..train import FitConfig, fit
-from .corpora import Corpus
+from .corpora import Corpus, made
+from .embeddings import embed, reader_of, vectors_of
 
 # %% ../../nbs/villa/01_mapping.ipynb #31c82f41
 @dataclass
@@ -264,3 +267,51 @@ def load(folder)->tuple[Mapper, list[str], Tensor, dict]: # model, attributes, t
         raise ValueError(f"{folder}/weights.safetensors does not fit its config.json: {len(cfg['attributes'])} attributes and weights {', '.join(f'{k} {tuple(v.shape)}' for k, v in want.items())} are expected.")
     mapper.load_state_dict(state)
     return mapper.eval(), cfg["attributes"], t, cfg
+
+# %% ../../nbs/villa/01_mapping.ipynb #e7dec4a2
+def prepared(cfg:dict # corpus, features, attributes; maybe root, device
+            )->tuple[Corpus, object, Tensor, object]: # corpus, rows, attribute vectors, reader
+    "What a configuration says, as arrays."
+    corpus = made(cfg["corpus"])
+    reader = reader_of(cfg["features"], corpus, cfg.get("device") or "cpu")
+    corpus, x = embed(corpus, reader, cfg.get("root"), cfg.get("dtype", "float16"))
+    return corpus, x, vectors_of(cfg["attributes"], corpus), reader
+
+def step(cfg:dict # corpus, features, attributes, mapping, train, out
+        )->dict:
+    "Train a mapping model from a saved configuration; the work of one process."
+    corpus, x, t, _ = prepared(cfg)
+    m, done = train(x, corpus.offsets, corpus.said, t, MappingConfig(x.shape[1], len(t), t.shape[1], **cfg.get("mapping", {})), out=Path(cfg["out"])/"fit", device=cfg.get("device"),
+                    progress=cfg.get("progress", True), **cfg.get("train", {}))
+    if int(os.environ.get("RANK", 0)) == 0 and not (Path(cfg["out"])/"model").exists(): save(Path(cfg["out"])/"model", m, corpus.attributes, t, features=cfg["features"], trained_on=cfg["corpus"])
+    return done
+
+def check(cfg:dict # a configuration for `step`
+         )->str: # a few lines
+    "What training a mapping needs and what it will cost."
+    import resource, time
+    from vlnotes.glyphs import glyphs as find
+    lines, job = [], {**cfg}
+    own = cfg["corpus"].get("docmnist")
+    try:
+        if own is not None: find(own.get("glyphs", "digits")); lines.append(f"data      drawn scenes of {own.get('glyphs', 'digits')}: there")
+        else: made(cfg["corpus"]); lines.append(f"data      {cfg['corpus']['source']}: there")
+    except (OSError, ValueError) as e: lines.append(f"data      missing: {str(e).splitlines()[0][:100]}" + (f"; `vlnotes data {own['glyphs']}` fetches it" if own is not None else "; give yours with -p source=FILE"))
+    toy = made({"docmnist": dict(budget=1000, target=16)})
+    for what in ("features", "attributes"):
+        name = cfg[what].get("encoder") or cfg[what].get("embedder") or next(iter(cfg[what]))
+        try: job[what] = (reader_of(cfg[what], toy).dim if what == "features" else vectors_of(cfg[what], toy).shape[1]); lines.append(f"{what:9} {name}: there")
+        except (OSError, RuntimeError, ValueError) as e:
+            lines.append(f"{what:9} {name}: missing ({str(e).splitlines()[0][:80]}); it is fetched on first use with a network, or give NAME@FILE")
+            job[what] = 1024
+    A, d, o = len(toy.attributes), job["features"], job["attributes"]
+    m = Stage1(Mapper(MappingConfig(d, A, o, **cfg.get("mapping", {}))), torch.randn(A, o))
+    opt, bs = torch.optim.AdamW(m.parameters()), cfg.get("train", {}).get("bs", 48)
+    x, counts, y = torch.randn(5 * bs, d), torch.full((bs,), 5), torch.rand(bs, A) < .5
+    for _ in range(2):
+        began = time.time()
+        total, n = m((x, counts, y)); (total / n).backward(); opt.step(); opt.zero_grad()
+    each, epochs = time.time() - began, cfg.get("train", {}).get("epochs", 30)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return "\n".join([*lines, f"model     {sum(p.numel() for p in m.parameters()) / 1e6:.1f} M parameters, {12 * sum(p.numel() for p in m.parameters()) / 1e9:.2f} GB of checkpoint", f"disk      {2 * d * 1e5 / 1e9:.2f} GB for every 100,000 regions",
+                      f"memory    {peak:.1f} GB", f"time      {each:.2f} s an update of {bs} images on cpu; 2,000 images and {epochs} epochs are {each * epochs * 2000 / bs / 3600:.2f} hours"])
