@@ -27,7 +27,11 @@ COST = ("encoder", "language", "missing", "memory", "hours", "GB")
     ("devil_train", [*SMALL, "data=no/such/folder"], (*COST, "data")),
     ("devil_neurons", SMALL, (*COST, "vlnotes data milan")),
     ("devil_captions", [], ("translator missing", "vlnotes run devil_train", "data", "vlnotes data cc3m")),
-    ("devil_saliency", [], ("translator missing", "vlnotes run devil_train", "data", "-p data=FOLDER"))])
+    ("devil_saliency", [], ("translator missing", "vlnotes run devil_train", "data", "-p data=FOLDER")),
+    ("docmnist", [], ("mnist", "vlnotes data mnist", "GB", "hours")),
+    ("villa_stage1", ["features=timm/resnet10t@random", "text=hash/64"], ("vlnotes data mnist", "features", "memory", "hours", "GB")),
+    ("villa_stage2", ["encoder=timm/resnet10t@random", "embedder=hash/64", "bs=4"], ("vlnotes data mnist", "encoder", "memory", "hours", "GB")),
+    ("docmnist_complexity", ["encoder=none", "embedder=hash/64"], ("vlnotes data mnist", "trainings", "memory", "hours", "GB"))])
 def test_paper_presets_can_be_rehearsed_on_stand_ins(name, given, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VLNOTES_DATA", str(tmp_path/"data"))

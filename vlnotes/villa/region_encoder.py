@@ -228,7 +228,8 @@ def step(cfg:dict # corpus, found (a .npy of links), choice, seed, embedder, tow
     encoder, done = train(encoder, pairs(corpus, cfg.get("found")), val, Path(cfg["out"])/"fit", device=cfg.get("device"), progress=cfg.get("progress", True), **cfg.get("loss", {}), **cfg["fit"])
     if _first() and not (Path(cfg["out"])/"model").exists():
         from vlnotes.villa.embeddings import vectors_of
-        save(Path(cfg["out"])/"model", encoder, cfg["embedder"], corpus.attributes, vectors_of({"embedder": cfg["embedder"]}, corpus), trained_on=cfg["corpus"])
+        save(Path(cfg["out"])/"model", encoder, cfg["embedder"], corpus.attributes, vectors_of({"embedder": cfg["embedder"]}, corpus),
+             groups={k: v.tolist() for k, v in corpus.groups.items()}, trained_on=cfg["corpus"])
     return done
 
 # %% ../../nbs/villa/02_region_encoder.ipynb #5fe24aaf

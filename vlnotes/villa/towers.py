@@ -98,6 +98,7 @@ class GridTower(nn.Module):
         if pool not in ("mean", "flat"): raise ValueError(f"pool is {pool!r}; choose mean or flat.")
         self.names, self.side, self.pool = enc.chosen(layers), side, pool
         if odd := [n for n in self.names if not enc.places[n].hooked]: raise ValueError(f"layer {odd[0]!r} of {enc.name} is not the output of a module of that name; choose another.")
+        self.crop = enc.crop # size of an image -> the part that is seen
         self.net, self.places, self.size, self.name = enc.net, {n: enc.places[n] for n in self.names}, enc.input_size, enc.name
         self.dim = sum(enc.info(n).channels for n in self.names) * (side * side if pool == "flat" else 1)
 
