@@ -145,11 +145,21 @@ def train(x, offsets, said, t, # region vectors, offsets, what the texts name, a
 
 # %% ../../nbs/villa/01_mapping.ipynb #c0219152
 @torch.no_grad()
-def scores(mapper:Mapper, t, x, batch:int=4096)->np.ndarray: # `(R, A)` cosines
-    "Similarity of every region with every attribute."
+def scores(mapper:Mapper, t, x, batch:int=4096,
+           needed:np.ndarray|None=None # `(R, A)` bool: only these, e.g. `everything(said, offsets)`; the others are -1
+          )->np.ndarray: # `(R, A)` cosines
+    "Similarity of every region with every attribute, or with those that its text names."
     device, t = next(mapper.parameters()).device, F.normalize(torch.as_tensor(t).float(), dim=1)
-    parts = [mapper.similarity(torch.as_tensor(np.asarray(x[a:a + batch])).float().to(device), t.to(device)).cpu() for a in range(0, len(x), batch)]
-    return torch.cat(parts).numpy()
+    t, out = t.to(device), []
+    for a in range(0, len(x), batch):
+        rows = torch.as_tensor(np.asarray(x[a:a + batch])).float().to(device)
+        if needed is None or mapper.cfg.shared: out.append(mapper.similarity(rows, t).cpu()); continue
+        part = torch.full((len(rows), len(t)), -1.)
+        for k in np.flatnonzero(needed[a:a + batch].any(0)):
+            at = torch.from_numpy(np.flatnonzero(needed[a:a + batch, k]))
+            part[at, k] = mapper.similarity(rows[at.to(device)], t, torch.tensor([k], device=device))[:, 0].cpu()
+        out.append(part)
+    return torch.cat(out).numpy()
 
 def gaps(v:np.ndarray, offsets:np.ndarray)->np.ndarray: # `(R, A)`, 0 at the best
     "How far each region is behind the best of its image."

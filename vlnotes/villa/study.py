@@ -231,9 +231,11 @@ def reading(rows, maps)->str:
             for b in ("whole", "random", "everything", "shared"):
                 g = [r for r in gain(rows, "villa", b, what) if r["regime"] == regime]
                 if not g: continue
+                each = ", ".join(f"{r['target']}: {r['diff']:+.3f}" for r in g)
+                if not np.isfinite(g[0]["lo"]): out.append(f"  villa less {b}, one seed and so no interval: {each}."); continue
                 sure, lost = [r["target"] for r in g if r["lo"] > 0], [r["target"] for r in g if r["hi"] < 0]
                 told = f"above {b} at " + ", ".join(map(str, sure)) if sure else f"at no target surely above {b}"
-                out.append(f"  villa is {told}" + (f", surely below at {', '.join(map(str, lost))}" if lost else "") + " (" + ", ".join(f"{r['target']}: {r['diff']:+.3f}" for r in g) + ").")
+                out.append(f"  villa is {told}" + (f", surely below at {', '.join(map(str, lost))}" if lost else "") + f" ({each}).")
     m = {}
     for r in maps: m.setdefault((r["regime"], r["target"], r["arm"]), []).append(r["f1"])
     for regime in dict.fromkeys(k[0] for k in m): out.append(f"Mapping F1 ({regime}): " + "; ".join(f"target {t}: " + ", ".join(f"{a} {np.mean(m[regime, t, a]):.1f}" for a in ("villa", "shared", "everything", "random") if (regime, t, a) in m) for t in dict.fromkeys(k[1] for k in m if k[0] == regime)) + ".")
