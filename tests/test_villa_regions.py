@@ -252,3 +252,25 @@ def test_zero_shot_counts_only_regions_that_have_one():
     truth = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 1]], bool)
     out = retrieval.zero_shot(np.array([[1., 0, 0], [0, 1, 0], [1, 0, 0]]), np.eye(3), truth, {"ab": [0, 1], "none": []})
     assert out["ab"]["n"] == 2 and out["ab"]["accuracy"] == 1 and "none" not in out
+
+
+@pytest.mark.parametrize("tower", [dict(encoder="timm/resnet10t@random", layers="layer2", side=2), dict(encoder="timm/vit_tiny_patch16_224@random", layers=2, side=3, pool="flat")])
+def test_any_timm_encoder_trains(tower):
+    c = world(4)
+    enc = region_encoder.RegionEncoder(tower, 16)
+    p = region_encoder.pair(c, mapping.phrases(c, c.truth), "hash/16", enc.prepare)
+    before = {k: v.clone() for k, v in enc.named_parameters()}
+    region_encoder.train(enc, p, steps=1, bs=2, lr=1e-2, schedule="constant", device="cpu")
+    moved = {k for k, v in enc.named_parameters() if not v.equal(before[k])}
+    assert any(k.startswith("tower") for k in moved) and any(k.startswith("proj") for k in moved)
+    assert all(v.requires_grad == (k in moved) or v.requires_grad for k, v in enc.named_parameters()) and not all(v.requires_grad for v in enc.parameters())
+
+
+def test_a_caption_may_be_one_text():
+    from vlnotes.text import embedder
+    c = world(3)
+    enc = region_encoder.RegionEncoder(TOWER, 16)
+    one, mean = (region_encoder.pair(c, mapping.phrases(c, c.truth), "hash/16", enc.prepare, caption=k) for k in (True, False))
+    e = embedder("hash/16")
+    assert torch.allclose(one.table[one.whole[0]], e([c.texts[0]])[0], atol=1e-6)
+    assert torch.allclose(mean.table[mean.whole[0]], F.normalize(e(c.sentences[0]).mean(0), dim=0), atol=1e-6)

@@ -122,6 +122,7 @@ def pair(corpus:Corpus, said:Sequence[Sequence[str]], # sentences of each region
          prepare, # `RegionEncoder.prepare`
          whole:bool=True, # also the whole image with all its sentences
          regions:bool=True, # False: whole images alone, a standard image-text model
+         caption:bool=False, # the whole image's text is embedded as one, instead of the mean of its sentences
          **options # of `Pairs`
         )->Pairs:
     "Pairs from what was found. Raises `ValueError` where there is none."
@@ -130,7 +131,7 @@ def pair(corpus:Corpus, said:Sequence[Sequence[str]], # sentences of each region
     per_region = [tuple(s) if regions else () for s in said]
     some = np.array([bool(s) for s in per_region], bool)
     takes = np.logical_or.reduceat(some, corpus.offsets[:-1]) if regions else np.ones(len(corpus), bool)
-    per_image = [tuple(s) if whole and takes[i] else () for i, s in enumerate(corpus.sentences)]
+    per_image = [((corpus.texts[i],) if caption else tuple(s)) if whole and takes[i] else () for i, s in enumerate(corpus.sentences)]
     number = {t: k for k, t in enumerate(dict.fromkeys(t for t in [*per_region, *per_image] if t))}
     sentences = {s: k for k, s in enumerate(dict.fromkeys(s for t in number for s in t))}
     if not number: raise ValueError("no region has a sentence and no image takes part as a whole, so there is nothing to train on.")
