@@ -33,12 +33,11 @@ def ranked(s:np.ndarray, relevant:np.ndarray, # `(Q, N)` scores and what is righ
         out["r_precision"][b] = hits[rows, np.maximum(R, 1) - 1] / np.maximum(R, 1)
         for k in ks: out[f"p@{k}"][b] = hits[:, min(k, N) - 1] / k
         out["mrr"][b] = 1 / (r.argmax(1) + 1)
-        sorted_ = np.take_along_axis(s[b], order, 1)
-        if (tied := np.flatnonzero((sorted_[:, 1:] == sorted_[:, :-1]).any(1))).size:
-            at = tied + a
-            out["r_precision"][at], out["mrr"][at] = metrics.r_precision(s[at], relevant[at]), metrics.mrr(s[at], relevant[at])
-            for k in ks: out[f"p@{k}"][at] = metrics.precision_at_k(s[at], relevant[at], k)
-        for v in out.values(): v[b][R == 0] = np.nan
+        v = np.take_along_axis(s[b], order, 1)
+        first, edge = r.argmax(1), lambda at: (at > 0) & (at < N) & (v[rows, np.clip(at - 1, 0, N - 1)] == v[rows, np.clip(at, 0, N - 1)]) # does a tie lie across this cut?
+        for k, cuts, f in (("r_precision", (R,), metrics.r_precision), ("mrr", (first, first + 1), metrics.mrr), *((f"p@{k}", (np.full(len(r), k),), lambda s, r, k=k: metrics.precision_at_k(s, r, k)) for k in ks)):
+            if (at := a + np.flatnonzero(np.logical_or.reduce([edge(c) for c in cuts]))).size: out[k][at] = f(s[at], relevant[at])
+        for values in out.values(): values[b][R == 0] = np.nan
     return out
 
 # %% ../../nbs/villa/03_retrieval.ipynb #be2e5f9c
