@@ -31,7 +31,11 @@ COST = ("encoder", "language", "missing", "memory", "hours", "GB")
     ("coca_layers", ["model=zoo/coca"], ("model     zoo/coca: there", "data", "missing", "vlnotes data coco-karpathy", "5,000 images x 5 layers", "memory", "hours", "GB")),
     ("lavise_train", ["encoder=torchvision/resnet18@random"], ("encoder", "vlnotes data glove", "vlnotes data vg", "512 channels, 7x7 cells", "memory", "hours", "GB")),
     ("lavise_train", ["preset=paper_coco", "encoder=torchvision/alexnet@random"], ("vlnotes data coco", "256 channels, 6x6 cells", "trained: 87", "hours", "GB")),
-    ("lavise_filters", ["encoder=torchvision/resnet18@random"], ("vlnotes data vg", "survey", "MB for the levels", "vlnotes run lavise_train", "hours", "GB"))])
+    ("lavise_filters", ["encoder=torchvision/resnet18@random"], ("vlnotes data vg", "survey", "MB for the levels", "vlnotes run lavise_train", "hours", "GB")),
+    ("docmnist", [], ("mnist", "vlnotes data mnist", "GB", "hours")),
+    ("villa_stage1", ["features=timm/resnet10t@random", "text=hash/64"], ("vlnotes data mnist", "features", "memory", "hours", "GB")),
+    ("villa_stage2", ["encoder=timm/resnet10t@random", "embedder=hash/64", "bs=4"], ("vlnotes data mnist", "encoder", "memory", "hours", "GB")),
+    ("docmnist_complexity", ["encoder=none", "embedder=hash/64"], ("vlnotes data mnist", "trainings", "memory", "hours", "GB"))])
 def test_paper_presets_can_be_rehearsed_on_stand_ins(name, given, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VLNOTES_DATA", str(tmp_path/"data"))
