@@ -116,7 +116,7 @@ def _lbfgs(z, y, V, reg, scale, norm, steps, tol, size, memory=10): # (V, object
     return out, done_f, count, left
 
 # %% ../../nbs/lgssl/04_logistic.ipynb #2f243b1d
-def checked(x, y, classes: int | None = None) -> tuple[Tensor, Tensor, int]: # features, labels, class count
+def checked(x, y, classes: int | None = None, several: bool = True) -> tuple[Tensor, Tensor, int]: # features, labels, class count
     "Features and labels that a probe can be fitted on. Raises ValueError with one sentence."
     x, y = torch.as_tensor(np.asarray(x)) if not isinstance(x, Tensor) else x, torch.as_tensor(np.asarray(y)).long()
     if x.dim() != 2 or len(x) != len(y) or not len(x): raise ValueError(f"features {tuple(x.shape)} and {len(y)} labels do not fit: one row a label, and at least one, are right")
@@ -124,7 +124,7 @@ def checked(x, y, classes: int | None = None) -> tuple[Tensor, Tensor, int]: # f
     found = torch.unique(y)
     classes = int(found[-1]) + 1 if classes is None else classes
     if found[0] < 0 or found[-1] >= classes: raise ValueError(f"labels go from {int(found[0])} to {int(found[-1])}; 0 to {classes - 1} are right")
-    if len(found) < 2: raise ValueError(f"all {len(y)} labels are {int(found[0])}: there is nothing to tell apart in one-class data")
+    if several and len(found) < 2: raise ValueError(f"all {len(y)} labels are {int(found[0])}: there is nothing to tell apart in one-class data")
     return x.float(), y, classes
 
 def logistic(x, y, # (n, d) features, (n,) labels
@@ -134,7 +134,7 @@ def logistic(x, y, # (n, d) features, (n,) labels
              steps: int = 1000, # iterations at most
              tol: float = 1e-4, # largest entry of the gradient at the end
              device=None, size: int = 16_384, # rows at a time
-             width: int = 320, # columns (costs x classes) solved together
+             width: int = 80, # columns (costs x classes) solved together
             ) -> Logistic:
     "Solve for all costs. Raises ValueError for NaN, wrong labels or one class."
     if penalty not in ("squared", "norm"): raise ValueError(f"penalty is {penalty!r}; choose squared or norm")
