@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
-import torch
 from PIL import Image
 from .. import docmnist
 from ..backbones import Backbone

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.functional import normalize
 from .catalogue import Features
 from ..metrics import wilson
