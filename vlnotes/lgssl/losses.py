@@ -6,7 +6,6 @@
 __all__ = ['world', 'gathered', 'simclr', 'clip', 'nnclr', 'simsiam', 'sinkhorn', 'swav', 'Queue']
 
 # %% ../../nbs/lgssl/02_losses.ipynb #0e0ab2d2
-import math
 import torch
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_gather, all_reduce, get_rank, get_world_size, is_available, is_initialized
