@@ -174,8 +174,8 @@ def test_products_gathers_and_the_definition_agree(centre, unit, prototypes):
         if unit: a, b = a / a.norm(dim=1, keepdim=True), b / b.norm(dim=1, keepdim=True)
         at = torch.cdist(b, a.view(5, 5, -1).mean(1) if prototypes else a).argmin(1)
         want.append(((at if prototypes else at // 5) == torch.arange(5).repeat_interleave(6)).double().mean())
-    for most in (2e8, 0):
-        got = score(f.x["train"], f.x["test"], e, centre, unit, prototypes, most=most)
+    for products in (True, False):
+        got = score(f.x["train"], f.x["test"], e, centre, unit, prototypes, products=products)
         assert np.abs(got - np.array(want)).max() < 1 / 30 and np.abs(got - np.array(want)).mean() < 5e-4 # two distances within 1e-6 are a tie
 
 

@@ -86,6 +86,18 @@ def _from_products(ss, qs, qq, way, centre, unit, prototypes): # ss (E, S, S), q
     pp = ss.view(E, way, k, way, k).mean((2, 4)).diagonal(dim1=1, dim2=2)
     return pp[:, None] - 2 * qs.view(E, -1, way, k).mean(3)
 
+def _from_features(s, t, sn, tn, way, centre, unit): # s (E, S, d), t (E, Q, d), their squared lengths -> the same for prototypes, without all products
+    E, S, d = s.shape
+    k = S // way
+    m = s.mean(1) if centre else s.new_zeros(E, d)
+    sm, tm, mm = (s @ m[..., None]).squeeze(2), (t @ m[..., None]).squeeze(2), m.square().sum(1, keepdim=True)
+    flip = lambda v: torch.where(v > 1e-6, 1 / v.clamp_min(1e-6), torch.zeros_like(v))
+    a, b = ((n - 2 * v + mm).clamp_min(0).sqrt() for n, v in ((sn, sm), (tn, tm)))
+    a, b = (flip(a), flip(b)) if unit else (torch.ones_like(a), torch.ones_like(b))
+    w = a.view(E, way, 1, k) / k
+    p = (w @ s.view(E, way, k, d)).squeeze(2) - w.sum(3) * m[:, None]
+    return p.square().sum(2)[:, None] - 2 * (t @ p.mT - (p @ m[..., None]).mT) * b[..., None]
+
 def _hits(dist, way, own, real): # share of right answers per episode; ties give their share
     S = dist.shape[2]
     lowest = dist.amin(2, keepdim=True)
@@ -100,7 +112,7 @@ def score(train, test, # features (n, d) of both splits
           unit: bool = True, # to unit length
           prototypes: bool = True, # else the nearest single support
           device=None,
-          most: float = 2e8, # bytes that all products together may take; beyond, features are gathered
+          products: bool | None = None, # take all products first; None: where that is the shorter way
          ) -> np.ndarray: # (E,) accuracy of each episode, 0 to 1
     "Accuracy per episode. Raises ValueError for NaN."
     x, q = (torch.as_tensor(np.asarray(v)).to(device).float() for v in (train, test))
@@ -114,7 +126,8 @@ def score(train, test, # features (n, d) of both splits
     used, back = torch.unique(S, return_inverse=True)
     asked, qback = torch.unique(Q.clamp_min(0), return_inverse=True)
     out = []
-    if 4 * len(used) * (len(used) + len(asked)) <= most:
+    if products is None: products = len(used) * (len(used) + len(asked)) <= 1500 * E and (x.shape[1] >= 256 or not prototypes)
+    if products:
         xs, xq = x[used], q[asked]
         G, H, qq = xs @ xs.T, xq @ xs.T, xq.square().sum(1)
         for a in range(0, E, 512):
@@ -123,10 +136,11 @@ def score(train, test, # features (n, d) of both splits
             out.append(_hits(dist, way, own, (Q[a:a + 512] >= 0).float()))
     else:
         step = max(1, int(4e6 // (4 * x.shape[1] * (S.shape[1] + Q.shape[1]))))
-        qn = q.square().sum(1)
+        xn, qn = x.square().sum(1), q.square().sum(1)
         for a in range(0, E, step):
-            s, t = x[S[a:a + step]], q[Q[a:a + step].clamp_min(0)]
-            dist = _from_products(s @ s.mT, t @ s.mT, qn[Q[a:a + step].clamp_min(0)], way, centre, unit, prototypes)
+            i, j = S[a:a + step], Q[a:a + step].clamp_min(0)
+            s, t = (v.index_select(0, r.flatten()).view(*r.shape, -1) for v, r in ((x, i), (q, j)))
+            dist = _from_features(s, t, xn[i], qn[j], way, centre, unit) if prototypes else _from_products(s @ s.mT, t @ s.mT, qn[j], way, centre, unit, prototypes)
             out.append(_hits(dist, way, own, (Q[a:a + step] >= 0).float()))
     return torch.cat(out).cpu().numpy()
 

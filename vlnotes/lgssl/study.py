@@ -99,7 +99,7 @@ def look(net: nn.Module, x: Tensor, # (n, 3, 28, 28) uint8
     net.train(was)
     return torch.cat(out).numpy()
 
-def train(w: World, arm: str, seed: int, index, steps: int = 200, bs: int = 64, lr: float = 2e-3, size: int = 32, encoder: str = "zoo/convnet", hidden: int = 256, out: int = 64,
+def train(w: World, arm: str, seed: int, index, steps: int = 400, bs: int = 64, lr: float = 2e-3, size: int = 28, encoder: str = "zoo/convnet", hidden: int = 256, out: int = 64,
           tau: float = .1, folder=None, progress: bool = False) -> tuple[nn.Module, dict]: # the trunk, and what `fit` returned
     "Train one arm; the same seed gives the same first weights and the same batches to every arm."
     net = trunk(encoder, seed)
@@ -123,11 +123,11 @@ def trial(w: World, arm: str, seed: int, model: str = "hash", k: int = 1, looks=
     "One arm with one seed: pairs, training, judgement."
     index = partners(arm, w, seed, model, looks, k)
     net, done = train(w, arm, seed, index, folder=folder, **options)
-    size = options.get("size", 32)
+    size = options.get("size", 28)
     told = {"arm": arm, "seed": seed, "loss": done["loss"], "seconds": done["seconds"], "agreement": 1. if index is None else agreement(index, w.digit)["agreement"]}
     return told | judge(lambda x: look(net, x, size), w, episodes), net
 
-def baselines(w: World, seed: int, size: int = 32, encoder: str = "zoo/convnet", episodes: int = 1000) -> list[dict]:
+def baselines(w: World, seed: int, size: int = 28, encoder: str = "zoo/convnet", episodes: int = 1000) -> list[dict]:
     "An untrained network and bare pixels, judged the same way."
     net = trunk(encoder, seed)
     told = [("untrained", lambda x: look(net, x, size)), ("pixels", lambda x: x.flatten(1).float().numpy() / 255)]
