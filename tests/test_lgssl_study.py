@@ -76,3 +76,30 @@ def test_intervals_cover_and_gains_are_paired():
     assert "better than" in study.reading(list(t.values())) and np.isnan(study.interval([.5])[1])
     worse = study.table([r | {"probe": r["probe"] - .1 * (r["arm"] == "without")} for r in rows])
     assert "worse than" in study.reading(worse)
+
+
+# ---- experiments
+
+@pytest.mark.parametrize("name, given, told", [
+    ("lgssl_pretrain", ["encoder=timm/resnet10t", "size=32", "bs=4", "steps=1000"], ("missing", "vlnotes run lgssl_pairs", "vlnotes data redcaps", "memory", "hours", "GB")),
+    ("lgssl_pairs", [], ("data", "missing", "vlnotes data redcaps", "embedder")),
+    ("lgssl_probe", ["encoder=zoo/convnet"], ("encoder", "cifar10: missing; -p download=true", "imagenet: missing; put a copy", "digits: there")),
+    ("lgssl_study", [], ("always there", "10 seeds"))])
+def test_paper_presets_can_be_rehearsed(name, given, told, tmp_path, monkeypatch):
+    pytest.importorskip("papermill")
+    from vlnotes import launcher
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VLNOTES_DATA", str(tmp_path/"data"))
+    text = launcher.check(name, ["preset=paper", *given])
+    for word in told: assert word in text, text
+
+
+def test_the_study_goes_on_where_it_stopped(tmp_path):
+    pytest.importorskip("papermill")
+    from vlnotes import launcher, runs
+    (tmp_path/"run/arms").mkdir(parents=True)
+    kept = {"arm": "crop", "seed": 0, "agreement": 1., "probe": .111, "knn": .1, "fewshot": .5, "loss": 1., "seconds": 0.}
+    runs.write_json(tmp_path/"run/arms/crop-0.json", kept)
+    launcher.run_notebook("lgssl_study", {"preset": "tiny", "seeds": 1, "arms": "crop,label"}, out=tmp_path/"run", progress=False, resume=True)
+    found = {(r["arm"], r["seed"]): r for r in runs.read_json(tmp_path/"run/metrics.json")["trials"]}
+    assert found["crop", 0]["probe"] == .111 and ("label", 0) in found and ("untrained", 0) in found
