@@ -95,7 +95,7 @@ def test_bad_vectors(x, kw, told):
 def test_approximate_search_needs_an_extra():
     try: import faiss # noqa: F401
     except ImportError:
-        with pytest.raises(ImportError, match=r"vlnotes\[faiss\]"): nearest(np.random.default_rng(0).normal(size=(50, 4)), precision="faiss")
+        with pytest.raises(ImportError, match=r"vlnotes\[data\]"): nearest(np.random.default_rng(0).normal(size=(50, 4)), precision="faiss")
     else:
         x = np.random.default_rng(0).normal(size=(3000, 16))
         assert (nearest(x, precision="faiss").index == nearest(x).index).mean() > .5

@@ -147,7 +147,7 @@ def _targets(d): # labels of a torchvision set, without decoding where it keeps 
 
 def _hugging(e, name, root, download):
     try: import datasets
-    except ImportError as err: raise ImportError(f"{name} comes through Hugging Face datasets: pip install 'vlnotes[sets]'") from err
+    except ImportError as err: raise ImportError(f"{name} comes through Hugging Face datasets: pip install 'vlnotes[data]'") from err
     def whole(split):
         try:
             spec = str(root) if root.is_dir() else e.source.partition(":")[2]

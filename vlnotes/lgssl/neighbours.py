@@ -108,10 +108,12 @@ def nearest(x, # (n, d), array or tensor; need not be of unit length
     x = _checked(x)
     if groups is not None: return _within(x, k, rows, np.asarray(groups), limit, precision, tile, device)
     ask = np.arange(len(x)) if rows is None else np.asarray(rows, np.int64)
-    alive = np.flatnonzero(x.norm(dim=1).numpy() > 0) # zero rows have no direction
+    length = x.norm(dim=1)
+    alive = np.flatnonzero(length.numpy() > 0) # zero rows have no direction
     index, sim = np.full((len(ask), k), -1, np.int32), np.full((len(ask), k), np.nan, np.float32)
     if len(alive) < 2: return Neighbours(index, sim)
-    u = normalize(x[alive] if len(alive) < len(x) else x, dim=1)
+    u = x[alive] if len(alive) < len(x) else x
+    if (length[alive] - 1).abs().max() > 1e-6: u = normalize(u, dim=1) # else no copy is made
     first, place = twins(u.numpy())
     where = np.full(len(x), -1)
     where[alive] = np.arange(len(alive))
@@ -166,7 +168,7 @@ def _within(x, k, rows, groups, limit, precision, tile, device): # each group by
 
 def _inverted(x, ask, k, limit): # approximate candidates
     try: import faiss
-    except ImportError as e: raise ImportError("approximate search needs faiss: pip install 'vlnotes[faiss]'") from e
+    except ImportError as e: raise ImportError("approximate search needs faiss: pip install 'vlnotes[data]'") from e
     cells = int(max(1, min(4 * len(x) ** .5, len(x) // 39)))
     index = faiss.IndexIVFFlat(flat := faiss.IndexFlatIP(x.shape[1]), x.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
     index.own_fields, flat.this.disown() if hasattr(flat, "this") else None

@@ -48,6 +48,7 @@ class World:
     captions: dict # kind -> list of texts
     probe: dict # split -> (images, digits): the digits of training
     absent: dict # split -> (images, 0 or 1): the two others
+    named: dict # colour, shape -> split -> labels of the probe's images: what captions name beside the digit
 
 def world(n: int = 4000, held_out: int = 1000, seed: int = 0) -> World:
     "Draw everything."
@@ -58,8 +59,9 @@ def world(n: int = 4000, held_out: int = 1000, seed: int = 0) -> World:
     parts = {s: made(held_out, split, seen, start=10**6) for s, split in (("train", "train"), ("val", "val"), ("test", "test"))}
     other = {s: made(held_out, split, rest, start=10**6) for s, split in (("train", "val"), ("test", "test"))}
     label = lambda s: (tiles(s), s.factors["digit"].astype(np.int64))
+    named = {f: {k: np.where((y := np.asarray(s.factors[f])) < 0, len(seen.factors[f]), y).astype(np.int64) for k, s in parts.items()} for f in ("colour", "shape")}
     return World(tiles(base), base.factors["digit"].astype(np.int64), {"full": captions(base, "full"), "without": captions(base, "without"), "wrong": captions(wrong, "full")},
-                 {k: label(s) for k, s in parts.items()}, {k: label(s) for k, s in other.items()})
+                 {k: label(s) for k, s in parts.items()}, {k: label(s) for k, s in other.items()}, named)
 
 # %% ../../nbs/lgssl/05_study.ipynb #722f33ae
 ARMS = ("simclr", "crop", "captions", "without", "wrong", "looks", "random", "label")
@@ -111,12 +113,13 @@ def train(w: World, arm: str, seed: int, index, steps: int = 400, bs: int = 64, 
     return net, fit(task, data, cfg, folder, device="cpu", progress=progress)
 
 def judge(features, # images -> (n, d)
-          w: World, episodes: int = 1000) -> dict: # probe, knn, fewshot (2-way, absent digits), each with its interval
+          w: World, episodes: int = 1000) -> dict: # probe, knn, fewshot (2-way, absent digits) with intervals; probes for colour and shape
     "What is known of digits in unseen handwriting."
     f = Features("digit", 8, {s: features(x) for s, (x, _) in w.probe.items()}, {s: y for s, (_, y) in w.probe.items()})
+    named = {k: probe_features(Features(k, int(max(v.max() for v in y.values())) + 1, f.x, y)).accuracy for k, y in w.named.items()}
     a = Features("absent", 2, {s: features(x) for s, (x, _) in w.absent.items()}, {s: y for s, (_, y) in w.absent.items()})
     p, k, s = probe_features(f), knn(f), fewshot(a, n=episodes, way=2)
-    return {"probe": p.accuracy, "probe_lo": p.lo, "probe_hi": p.hi, "knn": k["accuracy"], "fewshot": s["mean"], "fewshot_lo": s["lo"], "fewshot_hi": s["hi"], "majority": p.majority,
+    return {"probe": p.accuracy, "probe_lo": p.lo, "probe_hi": p.hi, "knn": k["accuracy"], "fewshot": s["mean"], "fewshot_lo": s["lo"], "fewshot_hi": s["hi"], "majority": p.majority, **named,
             **health(torch.from_numpy(f.x["test"]))}
 
 def trial(w: World, arm: str, seed: int, model: str = "hash", k: int = 1, looks=None, folder=None, episodes: int = 1000, **options) -> tuple[dict, nn.Module]:
@@ -142,7 +145,7 @@ def interval(v) -> tuple[float, float, float]: # mean, lo, hi
     half = T95[min(len(v) - 1, 9)] * v.std(ddof=1) / len(v) ** .5 if len(v) > 1 else np.nan
     return float(v.mean()), float(v.mean() - half), float(v.mean() + half)
 
-def table(results: list[dict], against: str = "crop", scores=("probe", "knn", "fewshot")) -> list[dict]:
+def table(results: list[dict], against: str = "crop", scores=("probe", "knn", "fewshot", "colour", "shape")) -> list[dict]:
     "A row per arm: agreement, scores, and differences to `against`, paired by seed."
     by = {(r["arm"], r["seed"]): r for r in results}
     arms = [a for a in TOLD if any(r["arm"] == a for r in results)]
@@ -153,8 +156,9 @@ def table(results: list[dict], against: str = "crop", scores=("probe", "knn", "f
         agree = [by[a, s]["agreement"] for s in seeds]
         row["agreement"] = None if None in agree else round(float(np.mean(agree)), 4)
         for k in scores:
+            if not all(k in by[a, s] for s in seeds): continue
             row |= dict(zip((k, f"{k}_lo", f"{k}_hi"), (round(x, 4) for x in interval([by[a, s][k] for s in seeds]))))
-            both = [s for s in seeds if (against, s) in by]
+            both = [s for s in seeds if k in by.get((against, s), {})]
             if both and a != against: row |= dict(zip((f"{k}_gain", f"{k}_gain_lo", f"{k}_gain_hi"), (round(x, 4) for x in interval([by[a, s][k] - by[against, s][k] for s in both]))))
         rows.append(row)
     return rows
@@ -166,6 +170,6 @@ def reading(rows: list[dict]) -> str:
         if a not in by or f"{k}_gain_lo" not in by[a] or np.isnan(by[a][f"{k}_gain_lo"]): return "no verdict with one seed"
         lo, hi = by[a][f"{k}_gain_lo"], by[a][f"{k}_gain_hi"]
         return f"{'better than' if lo > 0 else 'worse than' if hi < 0 else 'not told apart from'} two crops of one image ({100 * by[a][f'{k}_gain']:+.1f} points [{100 * lo:+.1f}, {100 * hi:+.1f}])"
-    lines = [f"{TOLD[a]}: probe {100 * by[a]['probe']:.1f} %, partners share the digit in {100 * by[a]['agreement']:.0f} %; {said(a)}; few-shot on absent digits {said(a, 'fewshot')}."
+    lines = [f"{TOLD[a]}: probe {100 * by[a]['probe']:.1f} %, partners share the digit in {100 * by[a]['agreement']:.0f} %; {said(a)}; few-shot on absent digits {said(a, 'fewshot')}" + (f"; colour {said(a, 'colour')}" if "colour" in by[a] else "") + "."
              for a in ("captions", "without", "wrong", "looks", "random", "label", "simclr") if a in by]
     return "\n".join(lines)
