@@ -86,17 +86,20 @@ def _from_products(ss, qs, qq, way, centre, unit, prototypes): # ss (E, S, S), q
     pp = ss.view(E, way, k, way, k).mean((2, 4)).diagonal(dim1=1, dim2=2)
     return pp[:, None] - 2 * qs.view(E, -1, way, k).mean(3)
 
-def _from_features(s, t, sn, tn, way, centre, unit): # s (E, S, d), t (E, Q, d), their squared lengths -> the same for prototypes, without all products
-    E, S, d = s.shape
-    k = S // way
-    m = s.mean(1) if centre else s.new_zeros(E, d)
-    sm, tm, mm = (s @ m[..., None]).squeeze(2), (t @ m[..., None]).squeeze(2), m.square().sum(1, keepdim=True)
+def _from_features(s, t, tn, way, centre, unit): # s (E, S, d), t (E, Q, d), squared lengths of t -> the same for prototypes; reads the features as seldom as can be
+    E, S, _ = s.shape
+    G = s @ s.mT
+    sm = G.mean(2) if centre else torch.zeros_like(G[..., 0])
+    mm = sm.mean(1, keepdim=True)
     flip = lambda v: torch.where(v > 1e-6, 1 / v.clamp_min(1e-6), torch.zeros_like(v))
-    a, b = ((n - 2 * v + mm).clamp_min(0).sqrt() for n, v in ((sn, sm), (tn, tm)))
-    a, b = (flip(a), flip(b)) if unit else (torch.ones_like(a), torch.ones_like(b))
-    w = a.view(E, way, 1, k) / k
-    p = (w @ s.view(E, way, k, d)).squeeze(2) - w.sum(3) * m[:, None]
-    return p.square().sum(2)[:, None] - 2 * (t @ p.mT - (p @ m[..., None]).mT) * b[..., None]
+    a = flip((G.diagonal(dim1=1, dim2=2) - 2 * sm + mm).clamp_min(0).sqrt()) if unit else torch.ones_like(sm)
+    w = torch.eye(way, device=s.device).repeat_interleave(S // way, 1) * a[:, None] * (way / S) # prototypes from supports
+    if centre: w = w - w.mean(2, keepdim=True)
+    p = torch.cat([w, torch.full_like(w[:, :1], 1 / S if centre else 0.)], 1) @ s # and their mean
+    tp = t @ p.mT
+    tp, tm = tp[..., :way], tp[..., way]
+    b = flip((tn - 2 * tm + mm).clamp_min(0).sqrt()) if unit else torch.ones_like(tm)
+    return (w @ G * w).sum(2)[:, None] - 2 * (tp - (w @ sm[..., None]).mT) * b[..., None]
 
 def _hits(dist, way, own, real): # share of right answers per episode; ties give their share
     S = dist.shape[2]
@@ -136,11 +139,11 @@ def score(train, test, # features (n, d) of both splits
             out.append(_hits(dist, way, own, (Q[a:a + 512] >= 0).float()))
     else:
         step = max(1, int(4e6 // (4 * x.shape[1] * (S.shape[1] + Q.shape[1]))))
-        xn, qn = x.square().sum(1), q.square().sum(1)
+        qn = q.square().sum(1)
         for a in range(0, E, step):
             i, j = S[a:a + step], Q[a:a + step].clamp_min(0)
             s, t = (v.index_select(0, r.flatten()).view(*r.shape, -1) for v, r in ((x, i), (q, j)))
-            dist = _from_features(s, t, xn[i], qn[j], way, centre, unit) if prototypes else _from_products(s @ s.mT, t @ s.mT, qn[j], way, centre, unit, prototypes)
+            dist = _from_features(s, t, qn[j], way, centre, unit) if prototypes else _from_products(s @ s.mT, t @ s.mT, qn[j], way, centre, unit, prototypes)
             out.append(_hits(dist, way, own, (Q[a:a + step] >= 0).float()))
     return torch.cat(out).cpu().numpy()
 
