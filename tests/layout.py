@@ -23,7 +23,7 @@ HEAVY = {"open_clip", "webdataset", "papermill", "pooch", "sentence_transformers
          "jupyterlab", "ipywidgets", "nbdev", "fastcore", "llguidance"} # imported inside the function that needs them
 ONLY_IN = {"matplotlib": {"plots"}} # at module level in these alone
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-ALIASES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "open_clip": "open-clip-torch",
+ALIASES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "open_clip": "open-clip-torch", "faiss": "faiss-cpu",
            "huggingface_hub": "transformers", "tokenizers": "transformers", "nbformat": "papermill", "nbclient": "papermill",
            "jupyter_client": "ipykernel"}
 STORIES = ("experiments", "tutorials") # folders of notebooks that export nothing

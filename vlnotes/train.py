@@ -32,7 +32,8 @@ class FitConfig:
     accumulate: int = 1 # parts an update is split into
     lr: float = 1e-3 # peak learning rate
     min_lr: float = 0. # floor of the schedule
-    warmup: int = 0 # updates of linear warm-up, from 0
+    warmup: int = 0 # updates of linear warm-up
+    warmup_from: float | None = None # rate of the first update, the peak being reached by the last of the warm-up; None: from 0, reached right after it
     schedule: str = "linear" # `linear`, `cosine` or `constant` after the warm-up
     betas: tuple = (0.9, 0.999) # AdamW's averages
     eps: float = 1e-8 # AdamW's epsilon
@@ -59,7 +60,7 @@ def rate(step:int, # update number, from 0
          cfg:FitConfig # settings
         )->float: # learning rate of that update
     "Learning rate at `step`."
-    if step < cfg.warmup: return cfg.lr * step / cfg.warmup
+    if step < cfg.warmup: return cfg.lr * step / cfg.warmup if cfg.warmup_from is None else cfg.warmup_from + step * (cfg.lr - cfg.warmup_from) / max(1, cfg.warmup - 1)
     if cfg.schedule == "constant": return cfg.lr
     left = (cfg.steps - step) / max(1, cfg.steps - cfg.warmup)
     if cfg.schedule == "cosine": return cfg.min_lr + (cfg.lr - cfg.min_lr) * (1 - math.cos(math.pi * left)) / 2
@@ -130,8 +131,9 @@ def _batches(data, cfg, start, rank, world, info): # iterator of (batch, place o
 def groups(module:nn.Module, # training module
            decay:float # weight decay
           )->list[dict]: # two parameter groups for the optimiser
-    "Parameters that are trained, with and without weight decay."
-    plain, no = [], set()
+    "Parameters that are trained, with and without weight decay. A module may name more that are spared in `undecayed`, or say `decay_all`."
+    if getattr(module, "decay_all", False): return [{"params": [p for p in module.parameters() if p.requires_grad], "weight_decay": decay}]
+    plain, no = [], {id(module.get_parameter(k)) for k in getattr(module, "undecayed", ())}
     for m in module.modules():
         if "Norm" in type(m).__name__: no.update(id(p) for p in m.parameters(recurse=False))
     for name, p in module.named_parameters():
