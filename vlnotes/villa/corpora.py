@@ -127,6 +127,7 @@ def _size(source): # (width, height) of a picture without decoding it, turned as
 
 def _opened(source): return open_image(source) if isinstance(source, str | Path | bytes) else source
 
+# %% ../../nbs/villa/01_corpora.ipynb #4b6db2fe
 def _mask(m, size): # bool (H, W) from an array, polygons, or COCO's run lengths
     w, h = size
     if isinstance(m, dict) and isinstance(m.get("counts"), list):
@@ -142,6 +143,7 @@ def _mask(m, size): # bool (H, W) from an array, polygons, or COCO's run lengths
         return np.asarray(m).astype(bool)
     raise ValueError("its mask is no array, no polygons and no list of run lengths")
 
+# %% ../../nbs/villa/01_corpora.ipynb #a498dcac
 def _region(r, size, masks): # (box, mask or None, was it cut)
     r = r if isinstance(r, dict) else {"mask": r} if getattr(r, "ndim", 0) == 2 else {"box": r}
     w, h = size

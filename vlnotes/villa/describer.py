@@ -108,6 +108,7 @@ class Finder:
         h, w = getattr(self.model.tower, "size", (84, 84))
         return self.describe([("blind", np.zeros((3, h, w), np.uint8))])[0].text
 
+# %% ../../nbs/villa/04_describer.ipynb #ba3d12f8
 def describer(model=None, encoder=None, device="cpu", # what `vlnotes describe --by villa` makes
               probe=None, # not used: there are no units here
               words=None, # other words to look for, instead of the model's own

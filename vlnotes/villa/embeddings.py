@@ -82,6 +82,7 @@ class Pixels:
         x = np.concatenate([self.cut(im, b, self.side) for im, b in zip(images, boxes)])
         return torch.from_numpy((x - self.mean) @ self.axes.T), torch.ones(len(x), dtype=torch.bool)
 
+# %% ../../nbs/villa/01_embeddings.ipynb #22cce28a
 def placed(prepare, im, boxes)->tuple[Tensor, np.ndarray, np.ndarray]: # prepared image, boxes in its pixels, which of them are seen
     "An image as an encoder sees it, with its boxes."
     x, (x0, y0, x1, y1) = prepare(im)
@@ -108,6 +109,7 @@ class TowerReader:
         x, b = torch.stack([x for x, *_ in got]).to(self.device), torch.from_numpy(np.concatenate([b for _, b, _ in got])).float().to(self.device)
         return self.tower(x, b, own, weights).float().cpu(), torch.from_numpy(np.concatenate([ok for *_, ok in got]))
 
+# %% ../../nbs/villa/01_embeddings.ipynb #fcc8e456
 def _native(im): # pixels in 0..1, no resizing, no normalisation: what the released code feeds to CLIP
     a = torch.from_numpy(_array(im).copy()).float() / 255
     return a, (0, 0, a.shape[2], a.shape[1])
@@ -147,6 +149,7 @@ class Kept:
     def __getitem__(self, k): return self.rows[self.at[k]]
     def __array__(self, dtype=None, copy=None): return np.asarray(self.rows[self.at], dtype)
 
+# %% ../../nbs/villa/01_embeddings.ipynb #94efd4a4
 def _shard(path, corpus, images, reader, dtype, bs, skipped):
     ok_all, bad = [], []
     with atomic(path) as tmp:
@@ -178,6 +181,7 @@ def _shard(path, corpus, images, reader, dtype, bs, skipped):
         np.save(tmp/"ok.npy", np.concatenate(ok_all))
         write_json(tmp/"shard.json", {"ids": [corpus.ids[i] for i in images], "rows": rows.n, "bad": bad})
 
+# %% ../../nbs/villa/01_embeddings.ipynb #7b0bc7af
 def _glance(corpus): # bytes of the first picture that can be read
     for i in range(min(8, len(corpus))):
         try: return _array(corpus.open(i)).tobytes()

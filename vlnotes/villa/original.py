@@ -33,6 +33,7 @@ _NAMES = {f"{m} _reconstruct": "reconstruct" for m in ("numpy.core.multiarray", 
 
 class _Name(str): "An admitted name."
 
+# %% ../../nbs/villa/09_original.ipynb #28f89eb6
 class _Made: # an array or a dtype that is being put together
     def __init__(self, what, dtype=None): self.what, self.dtype, self.value = what, dtype, None
     def build(self, state):
@@ -67,6 +68,7 @@ def _unwrapped(v):
         return flat.reshape(v.shape)
     return v
 
+# %% ../../nbs/villa/09_original.ipynb #27aa9a35
 def _step(name, arg, stack, marks, memo):
     def since(): at = marks.pop(); out = stack[at:]; del stack[at:]; return out
     def pairs(v): return dict(zip(v[::2], v[1::2], strict=True))
@@ -111,6 +113,7 @@ def plain(data:bytes, source:str="the pickle", most:int=2**31 # bytes
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, UnicodeDecodeError, OverflowError, RecursionError, MemoryError) as e:
         raise ValueError(f"{source} is no pickle of values and arrays alone ({type(e).__name__}: {str(e)[:80]}); nothing of it was executed.") from None
 
+# %% ../../nbs/villa/09_original.ipynb #6e88af11
 def read_npz(path, key:str="arr_0")->np.ndarray:
     "An array of a `.npz` file, also one of objects. Raises `ValueError` or `FileNotFoundError` with one sentence."
     path = Path(path)
@@ -231,6 +234,7 @@ def stage_of(state:dict)->int: # 1, 2 or 0
     if any(k.startswith("pool.") for k in state): return 1
     return 2 if any("layer4.0.conv1.weight" in k for k in state) else 0
 
+# %% ../../nbs/villa/09_original.ipynb #f1dd6fb4
 def stage1(state:dict, source="the checkpoint", adapter:bool=False # not told by the weights
           )->mapping.Mapper:
     "The mapping model in a state dict of the original. Raises `ValueError` naming what does not fit."
@@ -250,6 +254,7 @@ def export1(m:mapping.Mapper)->dict: # the original's names
     parts = ((m.w1, "0.weight"), (m.b1, "0.bias"), (m.w2, "2.weight"), (m.b2, "2.bias"))
     return {f"module.pool.{k}.{key}": p[k].detach().clone() for k in range(len(m.w1)) for p, key in parts}
 
+# %% ../../nbs/villa/09_original.ipynb #102f44b8
 def _other(name): # the second name of a tensor of the tower
     head, _, rest = name.partition(".")
     return f"model_backbone.{_ALIAS[head]}.{rest}" if head in _ALIAS else name
@@ -271,6 +276,7 @@ def export2(visual:torch.nn.Module)->dict:
     for k, v in visual.state_dict().items(): out |= {f"module.model.visual.{k}": v.clone(), f"module.{_other(k)}": v.clone()}
     return out
 
+# %% ../../nbs/villa/09_original.ipynb #f42a22fd
 def convert(file, # last.pkl or best.pkl of either stage, or CLIP's clip.pth
             out, # new folder
             attributes:str|None=None, # attr_embs.pth, or a list of names as text; needed for the first stage

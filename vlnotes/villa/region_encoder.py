@@ -117,6 +117,7 @@ class Pairs:
         text = torch.from_numpy(np.concatenate(text))
         return torch.stack(xs), torch.from_numpy(np.concatenate(boxes)).float(), torch.from_numpy(np.concatenate(own)), self.table[text], text
 
+# %% ../../nbs/villa/02_region_encoder.ipynb #653953ca
 def pair(corpus:Corpus, said:Sequence[Sequence[str]], # sentences of each region, as `mapping.phrases` gives them
          embed:Embedder|str, # of sentences
          prepare, # `RegionEncoder.prepare`
@@ -214,6 +215,7 @@ def load(folder)->tuple[RegionEncoder, dict, Tensor|None]: # in eval mode, confi
     encoder.spec = cfg["tower"]
     return encoder.eval().requires_grad_(False), cfg, vectors
 
+# %% ../../nbs/villa/02_region_encoder.ipynb #99f46c3a
 def step(cfg:dict # corpus, found (a .npy of links), choice, seed, embedder, tower, dim, options of `train`, fit, out, val
         )->dict:
     "Train a region encoder from a saved configuration; the work of one process."

@@ -196,6 +196,7 @@ def table(rows, what:str="t2r_r_precision")->list[dict]: # regime, target, compl
         made.append(dict(regime=regime, target=target, complexity=float(np.mean([r["complexity"] for r in rs])), arm=arm, mean=mean, lo=lo, hi=hi, seeds=[r[what] for r in rs]))
     return made
 
+# %% ../../nbs/villa/05_study.ipynb #55c499ad
 def gain(rows, a:str, b:str, what:str="t2r_r_precision")->list[dict]: # regime, target, diff, lo, hi
     "Arm `a` less arm `b`, seed by seed."
     t = {(r["regime"], r["target"], r["arm"]): r["seeds"] for r in table(rows, what)}
@@ -216,6 +217,7 @@ def draw(ax, rows, regime:str="pairs", what:str="t2r_r_precision", ylabel:str="R
     ax.set(xlabel="region-attribute pairs in an image", ylabel=ylabel)
     return ax
 
+# %% ../../nbs/villa/05_study.ipynb #a8a2b136
 def reading(rows, maps)->str:
     "What came out, in words."
     out = []
