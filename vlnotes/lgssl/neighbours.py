@@ -170,7 +170,7 @@ def _inverted(x, ask, k, limit): # approximate candidates
     try: import faiss
     except ImportError as e: raise ImportError("approximate search needs faiss: pip install 'vlnotes[data]'") from e
     cells = int(max(1, min(4 * len(x) ** .5, len(x) // 39)))
-    index = faiss.IndexIVFFlat(flat := faiss.IndexFlatIP(x.shape[1]), x.shape[1], cells, faiss.METRIC_INNER_PRODUCT) # `flat` must outlive it
+    index = faiss.index_factory(x.shape[1], f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
     index.train(x.numpy()); index.add(x.numpy()); index.nprobe = max(1, min(cells, 16))
     found = torch.from_numpy(index.search(x[ask].numpy(), k + 1 + (15 if limit is not None else 0))[1]).long()
     return torch.where(found == ask[:, None], -1, found)

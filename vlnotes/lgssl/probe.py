@@ -13,7 +13,7 @@ import torch
 from ..backbones import Backbone
 from . import catalogue
 from .catalogue import Features, Labelled
-from .logistic import Logistic, checked, logistic
+from .logistic import Logistic, checked, logistic, principal
 from ..metrics import wilson
 
 # %% ../../nbs/lgssl/04_probe.ipynb #3698900d
@@ -110,8 +110,9 @@ def probe_features(f: Features,
     def solve(x, y, costs):
         if solver == "sklearn": return _sklearn(x, y, costs, f.classes, steps, tol)
         return logistic(x, y, costs, f.classes, penalty, steps, tol, device)
+    x = f.x["train"] if solver == "sklearn" else principal(f.x["train"], device) # once for all costs
     def score(costs):
-        m = solve(f.x["train"], f.y["train"], costs)
+        m = solve(x, f.y["train"], costs)
         return [accuracy(g, f.y["val"], f.classes, f.per_class, absent) for g in m.predict(f.x["val"])]
     C, curve = sweep(score, search)
     both = ("train", "val") if combine else ("train",)
