@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'SOUND', 'UNSOUND', 'checked', 'ranks', 'pearson', 'spearman', 'cosine', 'auprc', 'f1_iou', 'auc', 'mad',
-           'top', 'iou_at', 'label', 'grid', 'resample', 'bounds', 'matched', 'ceiling', 'missing', 'extra', 'sanity']
+           'top', 'iou_at', 'label', 'grid', 'resample', 'bounds', 'correlations', 'matched', 'ceiling', 'missing',
+           'extra', 'sanity']
 
 # %% ../nbs/42_agreement.ipynb #40d6358a
 import math
@@ -180,15 +181,17 @@ def _correlation(s): # (..., 6) sums of 1, a, c, aa, cc, ac
     var = np.maximum(aa - a * a / n, 0) * np.maximum(cc - c * c / n, 0)
     return np.where(var > 1e-18, (ac - a * c / n) / np.sqrt(np.maximum(var, 1e-18)), 0)
 
-def _interval(a, c, owner, repeats, seed): # (U, 2)
+def correlations(a, c, # (U, S) both; ranks for Spearman
+                 owner, # (S,) image of each sample, numbered from 0
+                 repeats: int = 1000, seed: int = 0) -> np.ndarray: # (repeats, U)
+    "The correlation of each unit with its own concept in resamples of the images."
     a, c = (x - x.mean(1, keepdims=True) for x in (a, c))
     a = a / np.maximum(a.std(1, keepdims=True), 1e-12)
     parts = np.stack([np.ones_like(a), a, c, a * a, c * c, a * c], -1) # (U, S, 6)
     n = owner.max() + 1
     sums = np.zeros((n, *parts.shape[::2]))
     np.add.at(sums, owner, parts.swapaxes(0, 1))
-    draws = _correlation(resample(sums.reshape(n, -1), repeats, seed).reshape(repeats, *parts.shape[::2]))
-    return np.stack(bounds(draws), -1)
+    return _correlation(resample(sums.reshape(n, -1), repeats, seed).reshape(repeats, *parts.shape[::2]))
 
 def matched(acts, # (U, S)
             concepts, # (U, S): the concept each unit is said to have
@@ -200,7 +203,7 @@ def matched(acts, # (U, S)
     if len(c) != len(a): raise ValueError(f"{len(c)} descriptions for {len(a)} units")
     owner = np.arange(a.shape[1]) if owner is None else np.unique(np.asarray(owner), return_inverse=True)[1]
     ra, rc, r = ranks(a), np.stack([_ranked(x[None])[0] for x in c]) if len(c) else c, []
-    low = {"pearson": _interval(a, c.astype(float), owner, repeats, seed), "spearman": _interval(ra, rc.astype(float), owner, repeats, seed)}
+    low = {k: np.stack(bounds(correlations(x, y.astype(float), owner, repeats, seed)), -1) for k, x, y in (("pearson", a, c), ("spearman", ra, rc))}
     for u in range(len(a)):
         got, said = grid(a[u:u + 1], c[u:u + 1], metrics)
         row = {"unit": u} | {m: float(v[0, 0]) for m, v in got.items()}
