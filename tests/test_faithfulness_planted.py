@@ -37,7 +37,7 @@ def test_every_kind_is_what_it_says(candidates):
     again = pl.plant(SCENES, 21, pl.KINDS, seed=4)
     assert (again.acts == units.acts).all() and again.said == units.said # the same seed, the same bytes
     found = pl.recovery(units, candidates[1], ("pearson",))["pearson"]
-    assert found["outside"][0] == found["not"][0] == 0 and found["graded"][0] == found["graded"][1] # what no candidate says is not found
+    assert found["outside"][0] == 0 and found["not"][0] < found["not"][1] and found["graded"][0] == found["graded"][1] # what no candidate says is not found (no circle is a rectangle or no shape)
     names, vectors = pl.candidates(SCENES, negated=True)
     assert pl.recovery(pl.plant(SCENES, 8, ("not",), seed=1), vectors, ("pearson",))["pearson"]["all"] == (8, 8)
 
