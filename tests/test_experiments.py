@@ -28,7 +28,10 @@ COST = ("encoder", "language", "missing", "memory", "hours", "GB")
     ("devil_neurons", SMALL, (*COST, "vlnotes data milan")),
     ("devil_captions", [], ("translator missing", "vlnotes run devil_train", "data", "vlnotes data cc3m")),
     ("devil_saliency", [], ("translator missing", "vlnotes run devil_train", "data", "-p data=FOLDER")),
-    ("coca_layers", ["model=zoo/coca"], ("model     zoo/coca: there", "data", "missing", "vlnotes data coco-karpathy", "5,000 images x 5 layers", "memory", "hours", "GB"))])
+    ("coca_layers", ["model=zoo/coca"], ("model     zoo/coca: there", "data", "missing", "vlnotes data coco-karpathy", "5,000 images x 5 layers", "memory", "hours", "GB")),
+    ("lavise_train", ["encoder=torchvision/resnet18@random"], ("encoder", "vlnotes data glove", "vlnotes data vg", "512 channels, 7x7 cells", "memory", "hours", "GB")),
+    ("lavise_train", ["preset=paper_coco", "encoder=torchvision/alexnet@random"], ("vlnotes data coco", "256 channels, 6x6 cells", "trained: 87", "hours", "GB")),
+    ("lavise_filters", ["encoder=torchvision/resnet18@random"], ("vlnotes data vg", "survey", "MB for the levels", "vlnotes run lavise_train", "hours", "GB"))])
 def test_paper_presets_can_be_rehearsed_on_stand_ins(name, given, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VLNOTES_DATA", str(tmp_path/"data"))

@@ -34,7 +34,7 @@ def copy(tmp_path):
 
 def test_the_zoo_holds_what_it_should():
     assert {"convnet", "vit", "lm", "devil-convnet", "devil-vit", "coca"} <= set(NAMES)
-    assert sum(p.stat().st_size for p in zoo.WEIGHTS.iterdir()) < 8e6
+    assert sum(p.stat().st_size for p in zoo.WEIGHTS.iterdir()) < 8.5e6, "what travels with the package stays near 8 MB"
     files = {p.name for p in zoo.WEIGHTS.iterdir()}
     assert files == {"zoo.json"} | {f"{n}.{s}" for n in NAMES for s in ("safetensors", "md")}
 

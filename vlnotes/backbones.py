@@ -261,6 +261,8 @@ def _open_clip(name, weights, options):
         name = Path(name).stem
     if ":" not in name and name not in open_clip.list_models(): raise unknown("open_clip model", name, open_clip.list_models())
     local = weights == "random" or Path(weights).is_file()
+    plain = weights.lower().replace("-", "_") # as open_clip itself reads a tag
+    if not local and ":" not in name and plain in open_clip.list_pretrained_tags_by_model(name): weights = plain
     if not local and ":" not in name and weights not in (tags := open_clip.list_pretrained_tags_by_model(name)):
         raise unknown(f"weight file or pretrained tag of {name}", weights, ["random", *tags])
     quick = not local and ":" not in name and open_clip.get_pretrained_cfg(name, weights).get("quick_gelu")
@@ -319,7 +321,11 @@ def _folder(path, weights, options):
     fit(bb.model, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, f"{folder}/weights.safetensors")
     own = {k: tuple(entry.get(k, getattr(bb, k))) for k in ("input_size", "mean", "std")}
     same = all(v == getattr(bb, k) for k, v in own.items())
-    out = Backbone(bb.model, net=bb.net, run=bb._run, layers=entry.get("layers"), transform=bb.transform if same else None, **own)
+    transform = bb.transform if same else None
+    if side := entry.get("resize"): # the shorter side before the crop, where it is not the model's own
+        from torchvision.models import ResNet18_Weights
+        transform = ResNet18_Weights.DEFAULT.transforms(crop_size=own["input_size"][0], resize_size=side, mean=own["mean"], std=own["std"])
+    out = Backbone(bb.model, net=bb.net, run=bb._run, layers=entry.get("layers"), transform=transform, **own)
     out.recipe = bb.recipe
     return out
 

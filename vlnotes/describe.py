@@ -83,9 +83,12 @@ def _finished(parts)->bool: # whether all processes of one split are through
     done = {p.stem for p in parts.glob("*.json") if runs.read_json(p)["done"]}
     return any(all(f"{r:04d}{name[4:]}" in done for r in range(int(name[-4:]))) for name in done)
 
-def _jobs(cfg, rank, world, skipped, at, held): # what is left for this process, in batches: (jobs, place after them)
-    if cfg["units"]: yield from ((part, (0, at["start"] + (k + 1) * cfg["batch"])) for k, part in enumerate(_batches([(l, u) for l, numbers in cfg["units"].items() for u in numbers][rank::world][at["start"]:], cfg["batch"]))); return
-    left = ((item, place) for item, place in _source(cfg, rank, world, skipped, at["source"], at["start"]) if item[0] not in held)
+def _jobs(cfg, rank, world, skipped, source, start, held): # what is left for this process, in batches: (jobs, place after them)
+    if cfg["units"]:
+        mine = [(l, u) for l, numbers in cfg["units"].items() for u in numbers][rank::world]
+        for at in range(start, len(mine), cfg["batch"]): yield mine[at:at + cfg["batch"]], (0, at + cfg["batch"])
+        return
+    left = ((item, place) for item, place in _source(cfg, rank, world, skipped, source, start) if item[0] not in held)
     for part in _batches(left, cfg["batch"]): yield [item for item, _ in part], part[-1][1]
 
 def _made(cfg): # the describer, for a process or for the report
@@ -107,7 +110,7 @@ def step(cfg:dict)->dict: # how many images or units this process described
     asked = dict(layers=cfg["layers"], batch=cfg["batch"])
     if cfg["units"] and hasattr(describer, "look") and not at["done"]: # it looks through all images once, and then answers
         describer.look((item for item, _ in _source(cfg | {"n": max(cfg["n"], 400)}, 0, 1, skipped)), cfg["units"], cfg["batch"])
-    for part, (source, start) in _jobs(cfg, rank, world, skipped, at, held):
+    for part, (source, start) in _jobs(cfg, rank, world, skipped, at["source"], at["start"], held):
         if cfg["units"]: notes = describer.describe((), units={l: [u for m, u in part if m == l] for l, _ in part}, **asked)
         else: notes = Notes.concat([describer.describe(part, **asked)] + ([describer.describe(part, cells="all", **asked)] if cells else []))
         notes.write(parts/f"{mine}-{at['parts']:06d}.parquet")
@@ -234,7 +237,7 @@ def describe(images_:tuple=(), # files, folders, shards; none = drawn scenes
     if resume: _same(out, cfg)
     if units:
         who = _made(cfg)
-        cfg["probe"] = str(exemplify(encoder or who.encoder.name, units, images_, max(n, 400), seed, out, device, nproc))
+        cfg["probe"] = str(exemplify(getattr(who, "spec", who.encoder.name), units, images_, max(n, 400), seed, out, device, nproc))
     if prepare: runs.write_json(out/"config.json", cfg); return out
     try: runs.launch("describe", cfg, nproc, out)
     finally: notes, there, skipped = _join(out, max(show, 0 if cfg["images"] else n))

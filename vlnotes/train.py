@@ -211,7 +211,8 @@ def _accelerator(cfg, device):
     return Accelerator(mixed_precision="bf16" if cfg.precision == "bf16" else "no", cpu=str(device) == "cpu",
                        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False))
 
-def _optimiser(module, cfg): # fused: one pass over the weights instead of a dozen
+def _optimiser(module, cfg, make=None): # fused: one pass over the weights instead of a dozen
+    if make: return make(groups(module, cfg.decay), cfg)
     return torch.optim.AdamW(groups(module, cfg.decay), lr=cfg.lr, betas=tuple(cfg.betas), eps=cfg.eps, fused=True)
 
 def _update(model, parts, opt, cfg, acc, step):
@@ -242,10 +243,11 @@ def fit(module:nn.Module, # `module(batch, rng) -> (summed loss, count)`; frozen
         device:str|None=None, # `"cpu"` forces the CPU; `None` takes the accelerator if there is one
         after=None, # called with `(step, module)` after each checkpoint, on every process
         progress:bool=True, # show a bar
+        optimiser=None, # `(groups, cfg) -> torch.optim.Optimizer` instead of AdamW; its state holds tensors alone, and each update sets its `lr`
        )->dict: # steps, seconds, last loss, world size
     "Train `module`; continues from `out/checkpoint.safetensors` if that exists."
     acc = _accelerator(cfg, device)
-    opt = _optimiser(module, cfg)
+    opt = _optimiser(module, cfg, optimiser)
     model, opt = acc.prepare(module, opt)
     bare, raw = acc.unwrap_model(model), getattr(opt, "optimizer", opt)
     out = Path(out) if out is not None else None
@@ -308,12 +310,12 @@ def moved(batch, device):
 def rehearse(module:nn.Module, data, cfg:FitConfig, # as for `fit`
              world:int=1, # processes of the run that is planned
              part:int|None=None, # items tried at once; all of the batch on an accelerator, at most four on a CPU
-             device=None)->dict: # seconds_per_step, hours, memory_gb, checkpoint_gb, tried, device
+             device=None, optimiser=None)->dict: # seconds_per_step, hours, memory_gb, checkpoint_gb, tried, device
     "Two updates of the planned run: what it will cost."
     import resource
     acc = _accelerator(cfg, device)
     part = min(cfg.bs, part or (4 if acc.device.type == "cpu" else cfg.bs // cfg.accumulate))
-    opt = _optimiser(module, cfg)
+    opt = _optimiser(module, cfg, optimiser)
     model, opt = acc.prepare(module, opt)
     raw, times = getattr(opt, "optimizer", opt), []
     module.train()

@@ -75,7 +75,7 @@ CARD = """# {name}
 It has seen drawn scenes of handwritten digits and nothing else. On any other image its features, and every word derived
 from them, mean nothing; `vlnotes describe` says so when it is tried.
 
-Retrain with `vlnotes run zoo`.
+Retrain with `{retrain}`.
 """
 
 def _scores(name, v): # a number, or a table of rows
@@ -91,7 +91,8 @@ def write(name:str, # entry
           about:str, # one sentence for the card
           trained_on:str, # data, for table and card
           seed:int, seconds:float, # of the training run
-          root=None # folder of the zoo
+          root=None, # folder of the zoo
+          retrain:str="vlnotes run zoo" # the command that makes it again, for the card
          )->Path: # the weights file
     "Write one entry: weights, row of the table, model card."
     root = _folder(root); root.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,7 @@ def write(name:str, # entry
     write_json(root/"zoo.json", {**table(root), name: e})
     scores = "\n".join(_scores(k, v) for k, v in metrics.items())
     with atomic(root/f"{name}.md") as tmp:
-        tmp.write_text(CARD.format(name=name, about=about, kb=p.stat().st_size / 1000, scores=scores, **e), encoding="utf-8")
+        tmp.write_text(CARD.format(name=name, about=about, kb=p.stat().st_size / 1000, scores=scores, retrain=retrain, **e), encoding="utf-8")
     return p
 
 # %% ../nbs/30_zoo.ipynb #906df9cc

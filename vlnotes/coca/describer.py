@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from . import layers, lens as lenses
-from .captions import CONTROLS, Settings, caption, controlled, note, prepared, random_tower
+from .captions import CONTROLS, Settings, caption, controlled, note, random_tower
 from .layers import Coca
 from ..data import stream
 from ..hooks import select
 from ..notes import Notes
 from ..runs import nearest, read_json
+from ..transforms import batches
 from ..zoo import strangeness
 
 # %% ../../nbs/coca/06_describer.ipynb #ca7899e1
@@ -53,7 +54,7 @@ class Captioner:
         if self.control == "shuffled": # nobody is alone in a batch
             images = images if isinstance(images, Tensor) else list(images)
             while len(images) % batch == 1 and batch < len(images): batch += 1
-        for ids, sizes, x in prepared(images, self.encoder, batch):
+        for ids, sizes, x in batches(images, self.encoder.transform, batch):
             streams = controlled(self.coca.blocks(x, names), self.control, self.coca.means)
             strange = self.strange(x)
             tokens = torch.cat([self.coca.bridge(streams.pop(n)) for n in names])

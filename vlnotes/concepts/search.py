@@ -150,6 +150,7 @@ class Concepts:
     prompt: str = "a photo of a {}"
     unit: Callable | None = None # `Feat -> (B, N, K)`: directions or latents instead of channels
     keep: int = 5 # words noted beside the best
+    spec: str = "" # the encoder as `backbones.load` takes it
     run: str = ""
     seen: dict = field(default_factory=dict) # layer -> (units, (S, K) highest activation per image)
     reads_cells = False
@@ -215,4 +216,4 @@ def describer(model=None, encoder=None, device="cpu", probe=None, # `model` and 
     prompt = prompt or PROMPT.get(clip, "a photo of a {}")
     if "{}" not in prompt: raise ValueError(f"the prompt {prompt!r} has no place for the word: write {{}} in it")
     chosen = word_list(words)
-    return Concepts(backbones.load(spec, device=device), contrastive(clip, device), chosen, metric, prompt, unit)
+    return Concepts(backbones.load(spec, device=device), contrastive(clip, device), chosen, metric, prompt, unit, spec=spec)

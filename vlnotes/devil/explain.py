@@ -18,6 +18,7 @@ from .translator import Translator
 from ..hooks import Feat, select
 from ..notes import Note, Notes
 from ..text import LM, load_lm
+from ..transforms import batches
 from ..zoo import strangeness
 
 # %% ../../nbs/devil/03_explain.ipynb #e65c48b5
@@ -150,17 +151,6 @@ def saliency(devil:Devil, feats:dict[str, Feat], # from `devil.encoder.features`
     return out
 
 # %% ../../nbs/devil/03_explain.ipynb #8d676d86
-def _batches(images, encoder, size):
-    "(ids, sizes, `(B, 3, H, W)`) from `(id, image)` pairs or a tensor that is already prepared."
-    if isinstance(images, Tensor): images = ((str(i), t) for i, t in enumerate(images))
-    ids, sizes, rows = [], [], []
-    for name, im in images:
-        ready = isinstance(im, Tensor)
-        ids.append(str(name)); sizes.append(tuple(im.shape[:-3:-1]) if ready else im.size)
-        rows.append(im if ready else encoder.transform(im))
-        if len(rows) == size: yield ids, sizes, torch.stack(rows); ids, sizes, rows = [], [], []
-    if rows: yield ids, sizes, torch.stack(rows)
-
 def _places(cells, grid, layer): # [(row, col), …]
     if cells == "all": return [(r, c) for r in range(grid[0]) for c in range(grid[1])]
     for r, c in cells:
@@ -195,7 +185,7 @@ def _describe(self, images, # `(id, image)` pairs, or a prepared tensor `(B, 3, 
         if self.tell is None: raise ValueError("this describer knows no units: give it exemplars of them when it is made (probe=FOLDER).")
         return self.tell(units, layers, batch=batch, **options)
     names, notes = select(self.layers, layers), []
-    for ids, sizes, x in _batches(images, self.encoder, batch):
+    for ids, sizes, x in batches(images, self.encoder.transform, batch):
         feats = self.encoder.features(x, self.layers)
         strange = self.strange(feats, x)
         jobs = [] # (prompts (R, T, E), [(image, layer, cell, grid)])
@@ -221,7 +211,7 @@ def _strange(self, feats, x)->list[bool]: # one per image
 
 def _maps(self, images, phrases, layers=None, batch=32, **options)->dict[str, Tensor]: # layer -> `(B, P, H, W)`
     "`saliency` of phrases for `(id, image)` pairs or a prepared tensor."
-    parts = [saliency(self, self.encoder.features(x, self.layers), phrases, layers, **options) for *_, x in _batches(images, self.encoder, batch)]
+    parts = [saliency(self, self.encoder.features(x, self.layers), phrases, layers, **options) for *_, x in batches(images, self.encoder.transform, batch)]
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 def _blind(self, layers=None)->str:
