@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .agreement import METRICS, UNSOUND, bounds, checked, correlations, grid, ranks, resample
-from .claims import asserted, read, vectors
+from .claims import Claim, asserted, read, vectors
 from .docmnist import Scenes, generate
 from .notes import Notes
 from .runs import atomic, versions
@@ -49,7 +49,7 @@ def items(scenes: Scenes) -> list: # [(id, PIL image)]
 
 def of_describer(name: str, describer, # has `describe(images, layers=, cells=) -> Notes`
                  layer: str | None = None, # None: everything it reads, together
-                 cells: bool = False, # its texts about cells too
+                 cells: bool = False, # its texts about cells too; the encoder must tell the layer's grid
                  batch: int = 32, **about) -> Subject:
     "A describer of the package (or a notebook's own with the same method) as a subject."
     at = None if layer in (None, "all") else [layer]
@@ -59,7 +59,9 @@ def of_describer(name: str, describer, # has `describe(images, layers=, cells=) 
         return notes.filter(layer="all" if at is None and "all" in names else names[-1])
     def under(scenes): # the text of the cell over each region's centre
         found, boxes, place = [None] * int(scenes.offsets[-1]), scenes.boxes(), {k: i for i, k in enumerate(scenes.ids)}
-        for n in describer.describe(items(scenes), layers=at, cells="all", batch=batch):
+        h, w = describer.encoder.info(layer).grid
+        centres = [((2 * r + 1) * h // 6, (2 * c + 1) * w // 6) for r in range(3) for c in range(3)]
+        for n in describer.describe(items(scenes), layers=at, cells=list(dict.fromkeys(centres)), batch=batch):
             i = place[n.image_id]
             for r in range(*scenes.offsets[[i, i + 1]]):
                 x, y = (boxes[r][0] + boxes[r][2]) / 2, (boxes[r][1] + boxes[r][3]) / 2
@@ -204,7 +206,7 @@ def agreement(a, b, # texts per set: two describers, or two seeds of one
 
 # %% ../nbs/70_faithfulness.ipynb #71b13f5e
 def _pairs_score(texts, acts, scenes, on, owner, metrics, repeats, seed): # a row's scores from texts, one per unit
-    got = [read(t or "", scenes.vocab).claim for t in texts]
+    got = [t if isinstance(t, Claim) else read(t or "", scenes.vocab).claim for t in texts]
     c = on(vectors(got, scenes)).astype(np.float32)
     row = {}
     for m, x, y in (("pearson", acts, c), ("spearman", ranks(acts), c)):
@@ -221,7 +223,7 @@ def judge_units(said: dict, # name -> one text per unit; an exception, or None, 
                 acts, # (U, S) activations at all cells (or regions) of held-out scenes
                 scenes: Scenes, grid_: tuple[int, int] | None = None, # of the cells; None: samples are regions
                 encoder: str = "own", layer: str = "", blind: dict | None = None, # name -> what it says of no image
-                oracle: Sequence[str] | None = None, # descriptions that maximise the score: the ceiling
+                oracle: Sequence | None = None, # descriptions, or claims, that maximise the score: the ceiling
                 about: dict | None = None, # name -> further columns (supervision, trained, …)
                 metrics=("pearson", "spearman", "auprc", "f1", "iou", "cosine"), repeats: int = 500, seed: int = 0, names=None) -> list[dict]: # rows for `scoreboard`
     "Score descriptions of units beside all baselines."

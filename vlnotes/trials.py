@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'tally', 'marks', 'with_intervals', 'tally_regions', 'region_marks', 'edited', 'counterfactual', 'pointing',
-           'blanked', 'deletion', 'scrambled', 'falls', 'causal']
+           'blanked', 'deletion', 'scrambled', 'falls', 'half_gain', 'causal']
 
 # %% ../nbs/46_trials.ipynb #fd45183e
 import re
@@ -198,6 +198,13 @@ def falls(score: Callable, # () -> a score of the describer as it is now
     for top in range(len(bb.layer_names) + 1):
         with scrambled(bb, top, seed): out[top] = score()
     return out
+
+# %% ../nbs/46_trials.ipynb #63179b25
+def half_gain(curve: dict, # layer -> value, in network order
+              chance: float) -> str | None: # None: it never gains anything
+    "The first layer at which a curve passes half of its largest gain over chance."
+    top = max(curve.values()) - chance
+    return next(n for n, v in curve.items() if v - chance >= top / 2) if top > 0 else None
 
 # %% ../nbs/46_trials.ipynb #d27ba485
 def causal(describe: Callable, # scenes -> texts
