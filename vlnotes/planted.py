@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'NOISES', 'singles', 'candidates', 'Units', 'plant', 'recovery', 'readable', 'seen', 'Planted', 'planted',
-           'pairs_to_plant', 'activations', 'on_cells', 'Probe', 'probe']
+           'pairs_to_plant', 'activations', 'on_cells', 'Probe', 'on_regions', 'probe']
 
 # %% ../nbs/44_planted.ipynb #7bce0687
 from collections.abc import Sequence
@@ -214,22 +214,26 @@ class Probe:
 
     def units(self, f: Feat) -> Tensor: return f.x.float() @ self.weight.to(f.x) + self.bias.to(f.x) # (B, N, A): a unit per attribute
 
-def _cells(bb, scenes, layer): # features under every region's centre, (R, C)
+def on_regions(acts: np.ndarray, # (K, n * cells)
+               scenes: Scenes, grid: tuple[int, int]) -> np.ndarray: # (K, R)
+    "Activations per region: the mean over the cells whose centre lies in it."
+    region = scenes.grid(*grid).ravel()
+    own = np.flatnonzero(region >= 0)
+    x = np.zeros((scenes.offsets[-1], len(acts)))
+    np.add.at(x, region[own], acts[:, own].T)
+    return (x / np.maximum(np.bincount(region[own], minlength=len(x)), 1)[:, None]).T
+
+def _features(bb, scenes, layer): # of regions, (R, C)
     acts, at = activations(bb, scenes, layer)
-    flat = acts.T.reshape(len(scenes), -1, acts.shape[0])
-    own, where = np.nonzero(np.isin(scenes.grid(*at).reshape(len(scenes), -1), np.arange(scenes.offsets[-1])))
-    region = scenes.grid(*at).reshape(len(scenes), -1)[own, where]
-    x = np.zeros((scenes.offsets[-1], acts.shape[0]))
-    np.add.at(x, region, flat[own, where])
-    return torch.from_numpy(x / np.maximum(np.bincount(region, minlength=len(x)), 1)[:, None])
+    return torch.from_numpy(on_regions(acts, scenes, at).T.copy())
 
 def probe(bb: Backbone, layer: str, train: Scenes, test: Scenes, # other glyphs
           ridge: float = 1e-3) -> Probe:
     "Fit a linear probe on the cells under regions."
     if train.split == test.split: raise ValueError(f"a probe is tested on other handwriting than it was fitted on: both scenes are of split {train.split!r}")
-    x, y = _cells(bb, train, layer), _cells(bb, test, layer)
+    x, y = _features(bb, train, layer), _features(bb, test, layer)
     t, A = torch.zeros(len(x), len(train.vocab.attributes), dtype=torch.double), len(train.vocab.attributes)
-    for s, rows in ((train, t),): rows[np.nonzero(s.attributes >= 0)[0], s.attributes[s.attributes >= 0]] = 1
+    t[np.nonzero(train.attributes >= 0)[0], train.attributes[train.attributes >= 0]] = 1
     mu, sd = x.mean(0), x.std(0).clamp_min(1e-6)
     z = (x - mu) / sd
     w = torch.linalg.solve(z.T @ z / len(z) + ridge * torch.eye(z.shape[1], dtype=z.dtype), z.T @ (t - t.mean(0)) / len(z)) / sd[:, None]
