@@ -320,7 +320,7 @@ class Board:
             if r.get("reason"): out.append(f"{who} has no score: {r['reason']}."); continue
             if r["kind"] == "ceiling": out.append(f"No description in its list could score more than {r[k]:.3f} on {r['encoder']}: that is the ceiling, found by reading the truth."); continue
             lost = [b for b in BASELINES if b not in r.get("beats", ())]
-            out.append(f"{who}: {HEADS[k]} {r[k]:.3f} ({r[f'{k}_lo']:.3f} to {r[f'{k}_hi']:.3f}); " + ("it beats every baseline" if not lost else f"it does not beat {', '.join(lost)}: these words do not show that it looked")
+            out.append(f"{who}: {HEADS[k]} {r[k]:.3f} ({r[f'{k}_lo']:.3f} to {r[f'{k}_hi']:.3f}); " + ("it beats every baseline" if not lost else f"it does not beat {', '.join(lost)}: " + ("it looked, but what it says scores no higher than that" if not {"blind", "shuffled image"} & set(lost) else "these words do not show that it looked"))
                        + (f"; ahead of {', '.join(r['ahead_of'])}" if r.get("ahead_of") else "") + ".")
             weak = [HEADS[f] for f in ("digit", "colour", "shape", "size") if _number(r.get(f)) and r[f] < .5]
             if weak: out.append(f"  It is wrong more often than right about {', '.join(weak)}.")
