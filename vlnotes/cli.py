@@ -57,6 +57,7 @@ def _layers(text): # "3" -> 3, "-1,-4" -> [-1, -4], "layer3,layer4" -> names
 @click.option("--layers", help="Layers: names or indices with commas, or a number for the last ones.")
 @click.option("--cells/--no-cells", default=None, help="Also one note per grid cell. [default: on for drawn scenes]")
 @click.option("--units", multiple=True, help="Units, as LAYER:IDS.")
+@click.option("--words", type=click.Path(path_type=Path), help="A file of words or phrases, one a line, that concept search chooses from.")
 @click.option("--phrase", multiple=True, help="Draw where the image speaks for this text.")
 @click.option("--n", default=8, show_default=True, help="Scenes to draw when no image is given.")
 @click.option("--seed", default=0, show_default=True, help="Of the drawn scenes.")
@@ -67,11 +68,12 @@ def _layers(text): # "3" -> 3, "-1,-4" -> [-1, -4], "layer3,layer4" -> names
 @click.option("--resume", is_flag=True, help="Go on in --out after an interruption, with the same arguments.")
 @click.option("-o", "options", multiple=True, metavar="NAME=VALUE", help="An option of the describer, such as seq_len=40 of coca.")
 @click.option("--prepare", is_flag=True, help="Only write the run's configuration and say what to type on each of several machines.")
-def describe(images, layers, units, options, prepare, **kw):
+def describe(images, layers, units, options, prepare, words, **kw):
     "Write notes about IMAGES (files, a folder, a shard); without any, about drawn digit scenes."
     from vlnotes import describe as job
     from vlnotes.notes import Notes
-    out = job.describe(images, layers=_layers(layers), units=_units(units), options=_options(options), prepare=prepare, progress=True, **kw)
+    given = _options(options) | ({"words": str(words)} if words else {})
+    out = job.describe(images, layers=_layers(layers), units=_units(units), options=given, prepare=prepare, progress=True, **kw)
     if prepare: click.echo(f"wrote {out}/config.json; on every machine, with this folder on a shared disk:\n{job.lines(out)}"); return
     notes, made = Notes.read(out/"notes.parquet", most=4000), runs.read_json(out/"manifest.json")
     if made["data"]["out_of_domain"]: click.echo(job.FAR.format(encoder=notes[0].encoder) + "\n")

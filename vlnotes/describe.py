@@ -34,7 +34,10 @@ def make(name:str="devil", **options): # a describer
     "Build a describer by its name."
     known = describers()
     if name not in known: raise ValueError(f"there is no describer {name!r}{runs.nearest(name, known)}; installed: {', '.join(known)}.")
-    return known[name].load()(**options)
+    try: return known[name].load()(**options)
+    except TypeError as e:
+        if "unexpected keyword argument" not in str(e): raise
+        raise ValueError(f"the describer {name!r} does not take {str(e).rpartition(' ')[2]}: leave it out.") from None
 
 # %% ../nbs/62_describe.ipynb #0adf8240
 def _centre(note, box): # is this the cell over the centre of the box?
@@ -105,6 +108,8 @@ def step(cfg:dict)->dict: # how many images or units this process described
     describer = _made(cfg)
     cells = cfg["cells"] if cfg["cells"] is not None else not cfg["images"] and getattr(describer, "reads_cells", True)
     asked = dict(layers=cfg["layers"], batch=cfg["batch"])
+    if cfg["units"] and hasattr(describer, "look") and not at["done"]: # it looks through all images once, and then answers
+        describer.look((item for item, _ in _source(cfg | {"n": max(cfg["n"], 400)}, 0, 1, skipped)), cfg["units"], cfg["batch"])
     for part, (source, start) in _jobs(cfg, rank, world, skipped, at["source"], at["start"], held):
         if cfg["units"]: notes = describer.describe((), units={l: [u for m, u in part if m == l] for l, _ in part}, **asked)
         else: notes = Notes.concat([describer.describe(part, **asked)] + ([describer.describe(part, cells="all", **asked)] if cells else []))

@@ -128,6 +128,7 @@ def build(config:dict, # `arch`, `kw`
 def encoder(name:str, root=None)->tuple[nn.Module, dict]: # timm model in eval mode, its configuration
     "A trained encoder."
     cfg = entry(name, root)["config"]
+    if "arch" not in cfg: raise ValueError(f"zoo/{name} is no encoder; the zoo's are {', '.join(f'zoo/{k}' for k in ENCODERS)}.")
     net = build(cfg)
     net.load_state_dict({k[8:]: v for k, v in weights(name, root).items() if k.startswith("encoder.")})
     return net.eval(), cfg

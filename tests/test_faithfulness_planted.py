@@ -1,0 +1,76 @@
+"The ladder: planted numbers are found again, planted channels are what they say, probes decode."
+import numpy as np
+import pytest
+import torch
+
+from vlnotes import agreement as ag
+from vlnotes import claims
+from vlnotes import planted as pl
+from vlnotes.backbones import load
+from vlnotes.docmnist import generate
+
+SCENES = generate(1200, regions=(4, 6), split="val", seed=1)
+
+
+@pytest.fixture(scope="module")
+def candidates(): return pl.candidates(SCENES)
+
+
+@pytest.mark.parametrize("noise, s", [("gauss", .3), ("gauss", 1.), ("t2", 1.), ("lognormal", 1.)])
+def test_correlation_finds_what_was_planted(candidates, noise, s):
+    names, vectors = candidates
+    units = pl.plant(SCENES, 45, s=s, noise=noise, seed=3)
+    found = {m: v["all"][0] / v["all"][1] for m, v in pl.recovery(units, vectors, ("pearson", "spearman", "auc", "iou1%", "top20", "mad")).items()}
+    assert found["spearman"] >= .95 and found["pearson"] >= (.95 if noise == "gauss" else .8)
+    assert max(found["iou1%"], found["top20"]) < .75 # rules that look at a few samples lose
+    if noise == "t2": assert found["spearman"] > max(found[m] for m in ("auc", "mad", "iou1%", "top20"))
+
+
+def test_every_kind_is_what_it_says(candidates):
+    units = pl.plant(SCENES, 21, pl.KINDS, seed=4)
+    for kind, t, a in zip(units.kinds, units.truth, units.acts):
+        assert (a == 0).any() and a.min() >= 0 # exact ties after the rectifier
+        if kind == "rare": assert 10 <= t.sum() < .005 * len(t)
+        if kind == "graded": assert len(np.unique(t)) == 4 and ag.pearson(a[None], t[None])[0, 0] > .8
+        if kind == "outside": assert not (candidates[1] == t).all(1).any()
+    assert (pl.plant(SCENES, 6, rectify=False, seed=4).acts < 0).any()
+    again = pl.plant(SCENES, 21, pl.KINDS, seed=4)
+    assert (again.acts == units.acts).all() and again.said == units.said # the same seed, the same bytes
+    found = pl.recovery(units, candidates[1], ("pearson",))["pearson"]
+    assert found["outside"][0] == 0 and found["not"][0] < found["not"][1] and found["graded"][0] == found["graded"][1] # what no candidate says is not found (no circle is a rectangle or no shape)
+    names, vectors = pl.candidates(SCENES, negated=True)
+    assert pl.recovery(pl.plant(SCENES, 8, ("not",), seed=1), vectors, ("pearson",))["pearson"]["all"] == (8, 8)
+
+
+def test_a_planted_channel_is_a_channel_like_any_other():
+    words = pl.pairs_to_plant(14, seed=1)
+    bb, layer, scenes = pl.planted(words, "layer2", seed=3), "net.layer2", generate(40, regions=(3, 6), split="val", seed=7)
+    acts, grid = pl.activations(bb, scenes, layer)
+    truth = pl.on_cells(np.stack([claims.regions(claims.both(*w), scenes) for w in words]), scenes, grid)
+    assert acts.shape[0] == 48 and (acts[:14].astype(bool) == truth).all() and not set(np.unique(acts[20])) <= {0, 1}
+    names, vectors = pl.candidates(scenes, least=1)
+    best = ag.grid(acts[:14], pl.on_cells(vectors, scenes, grid), ("pearson",))[0]["pearson"].argmax(1)
+    found = [(pl.on_cells(vectors[k][None], scenes, grid)[0] == truth[u]).all() for u, k in enumerate(best) if truth[u].any()]
+    assert len(found) >= 10 and np.mean(found) >= .95
+    bb.model.force = {0: 1.}
+    assert (pl.activations(bb, scenes, layer)[0][0] == 1).all()
+
+
+def test_probes_decode_and_directions_are_units():
+    bb, train, test = load("zoo/convnet"), generate(200, regions=(2, 4), split="train", seed=1), generate(60, regions=(2, 4), split="test", seed=2)
+    first, last = (pl.probe(bb, n, train, test) for n in ("layer1", "layer4"))
+    assert last.accuracy["digit"] > first.accuracy["digit"] + .1 and last.accuracy["digit"] > last.chance["digit"] + .5
+    acts, grid = pl.activations(bb, test, "layer4", last.units)
+    red = test.vocab.attributes.index("red")
+    truth = pl.on_cells(claims.regions(claims.word("red"), test)[None], test, grid)
+    assert ag.pearson(acts[red][None], truth)[0, 0] > .6 and last.error[red] < .05
+    with pytest.raises(ValueError, match="both scenes are of split 'test'"): pl.probe(bb, "layer4", test, test)
+
+
+def test_what_cannot_be_planted_is_told():
+    with pytest.raises(ValueError, match="no kind 'xor'"): pl.plant(SCENES, 2, ("xor",))
+    with pytest.raises(ValueError, match="no noise 'cauchy'"): pl.plant(SCENES, 2, noise="cauchy")
+    with pytest.raises(ValueError, match="'three' cannot be read off pixels"): pl.planted([("three",)])
+    with pytest.raises(ValueError, match="things to plant, not 999"): pl.pairs_to_plant(999)
+    with pytest.raises(ValueError, match="give more scenes"): pl.plant(generate(20, split="val"), 1, ("rare",))
+    assert torch.isfinite(pl.seen(torch.zeros(1, 3, 84, 84))["red"]).all()
