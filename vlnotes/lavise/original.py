@@ -6,12 +6,13 @@
 __all__ = ['NETS', 'plain', 'read_labels', 'Original', 'read', 'net_of', 'layer_of', 'told', 'convert']
 
 # %% ../../nbs/lavise/09_original.ipynb #6039f89d
-import pickle, pickletools, re, zipfile
+import pickle, re, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from .. import pickles
 from ..backbones import load
 from ..checkpoints import seeded
 from .concepts import choose
@@ -20,42 +21,13 @@ from ..runs import atomic, file_hash, nearest
 from ..words import read_words, space as open_space
 
 # %% ../../nbs/lavise/09_original.ipynb #be483bf3
-_PUT, _GET = ("BINPUT", "LONG_BINPUT", "PUT"), ("BINGET", "LONG_BINGET", "GET")
-_VALUES = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "SHORT_BINSTRING", "BINSTRING", "STRING", "BININT", "BININT1", "BININT2", "LONG1", "LONG", "INT", "BINFLOAT", "FLOAT")
-_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
-_CONST = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-
-def _step(name, arg, stack, marks, memo): # one operation on plain values; ValueError for any other
-    def since(): at = marks.pop(); out = stack[at:]; del stack[at:]; return out
-    def pairs(v): return dict(zip(v[::2], v[1::2], strict=True))
-    if name in _VALUES: stack.append(arg)
-    elif name in _EMPTY: stack.append(_EMPTY[name]())
-    elif name in _CONST: stack.append(_CONST[name])
-    elif name == "MARK": marks.append(len(stack))
-    elif name == "MEMOIZE": memo[len(memo)] = stack[-1]
-    elif name in _PUT: memo[arg] = stack[-1]
-    elif name in _GET: stack.append(memo[arg])
-    elif name == "SETITEMS": v = since(); stack[-1].update(pairs(v))
-    elif name == "SETITEM": k, v = stack[-2:]; del stack[-2:]; stack[-1][k] = v
-    elif name == "APPENDS": v = since(); stack[-1].extend(v)
-    elif name == "APPEND": v = stack.pop(); stack[-1].append(v)
-    elif name in ("TUPLE", "LIST", "DICT"): v = since(); stack.append({"TUPLE": tuple, "LIST": list, "DICT": pairs}[name](v))
-    elif name in ("TUPLE1", "TUPLE2", "TUPLE3"): n = int(name[-1]); v = tuple(stack[-n:]); del stack[-n:]; stack.append(v)
-    elif name not in ("PROTO", "FRAME", "STOP"): raise ValueError(f"the step {name}")
-
 def plain(path: str | Path, most: int = 64_000_000, # bytes
          ):
     "What a pickle of plain values holds. Nothing is executed; raises ValueError with one sentence for any other pickle."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"there is no file {path}")
     if (n := path.stat().st_size) > most: raise ValueError(f"{path} has {n:,} bytes, too many for a list of words ({most:,} at most)")
-    stack, marks, memo = [], [], {}
-    try:
-        for op, arg, _ in pickletools.genops(path.read_bytes()): _step(op.name, arg, stack, marks, memo)
-        if len(stack) != 1 or marks: raise ValueError("no single value")
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path} is no pickle of words, numbers, lists and dicts alone ({type(e).__name__}: {str(e)[:80]}); nothing of it was executed") from None
-    return stack[0]
+    return pickles.plain(path.read_bytes(), str(path), arrays=False)
 
 # %% ../../nbs/lavise/09_original.ipynb #5ed57624
 def read_labels(path: str | Path, # .pkl of the originals, or a list of words as text or JSON
