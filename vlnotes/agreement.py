@@ -71,7 +71,9 @@ def auprc(a, c):
         for b, m in zip(_blocks(len(c)), columns):
             m = m[order]
             if len(first) < S: m = np.add.reduceat(m, first, axis=0)
-            out[u, b] = np.einsum("sk,sk,s->k", np.cumsum(m, axis=0), m, 1 / seen)
+            tp = np.cumsum(m, axis=0)
+            tp *= m
+            out[u, b] = (1 / seen) @ tp
     base = P / S
     return np.where((P > 0) & (P < S), (out / np.maximum(P, 1) - base) / np.maximum(1 - base, 1e-12), 0)
 
