@@ -46,7 +46,7 @@ def ranks(x) -> np.ndarray: # the same shape
 def _unit(x): # rows to mean 0 and length 1; constant rows to zeros
     x = x - x.mean(1, keepdims=True)
     size = np.sqrt((x * x).sum(1, keepdims=True))
-    return np.where(size > 1e-9 * max(1, x.shape[1]) ** .5, x / np.maximum(size, 1e-300), 0).astype(np.float32)
+    return np.where(size > 1e-9 * max(1, x.shape[1]) ** .5, x / np.maximum(size, 1e-12), 0).astype(np.float32)
 
 def pearson(a, c): return _unit(a) @ _unit(c.astype(float)).T # (U, K)
 def _ranked(c): return ranks(c) if not np.isin(c, (0, 1)).all() else c # of two values, ranks are the values on another scale
