@@ -28,6 +28,7 @@ COST = ("encoder", "language", "missing", "memory", "hours", "GB")
     ("devil_neurons", SMALL, (*COST, "vlnotes data milan")),
     ("devil_captions", [], ("translator missing", "vlnotes run devil_train", "data", "vlnotes data cc3m")),
     ("devil_saliency", [], ("translator missing", "vlnotes run devil_train", "data", "-p data=FOLDER")),
+    ("scoreboard", [], ("concepts", "there", "always there")), ("faithfulness_units", [], ("drawn scenes", "zoo/coca: there")), ("faithfulness_layers", [], ("devil on zoo/convnet: there",)),
     ("coca_layers", ["model=zoo/coca"], ("model     zoo/coca: there", "data", "missing", "vlnotes data coco-karpathy", "5,000 images x 5 layers", "memory", "hours", "GB")),
     ("lavise_train", ["encoder=torchvision/resnet18@random"], ("encoder", "vlnotes data glove", "vlnotes data vg", "512 channels, 7x7 cells", "memory", "hours", "GB")),
     ("lavise_train", ["preset=paper_coco", "encoder=torchvision/alexnet@random"], ("vlnotes data coco", "256 channels, 6x6 cells", "trained: 87", "hours", "GB")),

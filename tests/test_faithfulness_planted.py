@@ -1,4 +1,6 @@
 "The ladder: planted numbers are found again, planted channels are what they say, probes decode."
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ import torch
 from vlnotes import agreement as ag
 from vlnotes import claims
 from vlnotes import planted as pl
+from vlnotes import trials
 from vlnotes.backbones import load
 from vlnotes.docmnist import generate
 
@@ -74,3 +77,28 @@ def test_what_cannot_be_planted_is_told():
     with pytest.raises(ValueError, match="things to plant, not 999"): pl.pairs_to_plant(999)
     with pytest.raises(ValueError, match="give more scenes"): pl.plant(generate(20, split="val"), 1, ("rare",))
     assert torch.isfinite(pl.seen(torch.zeros(1, 3, 84, 84))["red"]).all()
+
+
+def test_turning_a_planted_unit_turns_its_word():
+    words, scenes = ["red", "blue", "circle", "large"], generate(40, regions=(1, 3), split="test", seed=9)
+    bb = pl.planted([(w,) for w in words], "layer3", seed=1)
+
+    @contextmanager
+    def force(v):
+        bb.model.force = v
+        try: yield
+        finally: bb.model.force = {}
+
+    def reads(scenes): # a describer that says which planted channels are on
+        acts, grid = pl.activations(bb, scenes, "net.layer3", range(4))
+        on = acts.reshape(4, len(scenes), -1).max(2) > .5
+        return [" . ".join(w for w, o in zip(words, row) if o) for row in on.T]
+
+    fixed = reads(scenes)
+    for k, w in enumerate(words):
+        got = trials.causal(reads, scenes, w, lambda k=k: force({k: 0.}), lambda k=k: force({k: 1.}))
+        assert got["gone"] == got["came"] == 1 and got["spill"] == 0 and got["had"] + got["lacked"] == 40
+        other = trials.causal(reads, scenes, w, lambda k=k: force({(k + 1) % 4: 0.}), lambda k=k: force({(k + 1) % 4: 1.}))
+        assert other["gone"] == other["came"] == 0 and other["spill"] > .5 # the wrong unit
+    deaf = trials.causal(lambda s: fixed, scenes, "red", lambda: force({0: 0.}), lambda: force({0: 1.}))
+    assert deaf["gone"] == deaf["came"] == 0

@@ -46,7 +46,7 @@ def ranks(x) -> np.ndarray: # the same shape
 def _unit(x): # rows to mean 0 and length 1; constant rows to zeros
     x = x - x.mean(1, keepdims=True)
     size = np.sqrt((x * x).sum(1, keepdims=True))
-    return np.where(size > 1e-9 * max(1, x.shape[1]) ** .5, x / np.maximum(size, 1e-300), 0).astype(np.float32)
+    return np.where(size > 1e-9 * max(1, x.shape[1]) ** .5, x / np.maximum(size, 1e-12), 0).astype(np.float32)
 
 def pearson(a, c): return _unit(a) @ _unit(c.astype(float)).T # (U, K)
 def _ranked(c): return ranks(c) if not np.isin(c, (0, 1)).all() else c # of two values, ranks are the values on another scale
@@ -71,7 +71,9 @@ def auprc(a, c):
         for b, m in zip(_blocks(len(c)), columns):
             m = m[order]
             if len(first) < S: m = np.add.reduceat(m, first, axis=0)
-            out[u, b] = np.einsum("sk,sk,s->k", np.cumsum(m, axis=0), m, 1 / seen)
+            tp = np.cumsum(m, axis=0)
+            tp *= m
+            out[u, b] = (1 / seen) @ tp
     base = P / S
     return np.where((P > 0) & (P < S), (out / np.maximum(P, 1) - base) / np.maximum(1 - base, 1e-12), 0)
 

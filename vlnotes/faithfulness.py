@@ -190,8 +190,9 @@ def judge(subjects: Sequence[Subject], # any describers
     for r in rows: # who is ahead of whom, within one encoder
         if (k := (r["who"], r["encoder"], r.get("layer"))) in kept and r["kind"] == "describer":
             rivals = [o for o in kept if o[1] == k[1] and o != k]
-            r["ahead_of"] = [f"{o[0]} ({o[2]})" if o[0] == k[0] else o[0] for o in rivals if _ahead(kept[k][0], kept[o][0], repeats, seed)[0] > 0]
-            r["agrees"] = {f"{o[0]} ({o[2]})": round(agreement(kept[k][1], kept[o][1], sets), 3) for o in rivals}
+            label = lambda o: f"{o[0]} ({o[2]})" if o[2] else o[0]
+            r["ahead_of"] = [label(o) for o in rivals if _ahead(kept[k][0], kept[o][0], repeats, seed)[0] > 0]
+            r["agrees"] = {label(o): round(agreement(kept[k][1], kept[o][1], sets), 3) for o in rivals}
     return rows
 
 def agreement(a, b, # texts per set: two describers, or two seeds of one

@@ -104,16 +104,17 @@ def contrastive(spec: str = "zoo/coca", # `zoo/coca`, or `open_clip/NAME@TAG-or-
 # %% ../../nbs/concepts/01_search.ipynb #7e5dc5c2
 def soft_wpmi(acts, # (U, S)
               sims, # (K, S) cosines
-              top: int = 100, scale: float = 10., lam: float = .6, eps: float = 1e-12) -> np.ndarray: # (U, K)
-    "Mutual information of a unit's most active images with a word, softly: log p(word | images) minus lam log p(word)."
+              top: int = 50, scale: float = 10., lam: float = 1., eps: float = 1e-6) -> np.ndarray: # (U, K)
+    "How much more likely a word makes a unit's most active images than it makes all images: the mean log of 1 + w (p - 1), minus `lam` times the same over all images."
     a, _ = checked(acts)
     p = torch.softmax(torch.as_tensor(np.asarray(sims, float)) * scale, 0).numpy() # over words, per image
     k = min(top, a.shape[1])
     first = np.argpartition(-a, k - 1, axis=1)[:, :k]
     weight = np.take_along_axis(a - a.min(1, keepdims=True), first, 1)
     weight = weight / np.maximum(weight.max(1, keepdims=True), 1e-12) # 0..1: how surely the image belongs to the unit
-    inside = np.log(1 + weight[:, :, None] * (p.T[first] - 1) + eps).sum(1)
-    return inside - lam * k * np.log(p.mean(1) + eps)
+    term = lambda w, q: np.log(1 + w * (q - 1) + eps)
+    inside = np.stack([term(w[:, None], p.T[f]).mean(0) for w, f in zip(weight, first)])
+    return inside - lam * np.stack([term(w.mean(), p.T).mean(0) for w in weight])
 
 def search(acts, sims, names: Sequence[str], metric: str = "pearson", # or spearman, …, or soft-wpmi
           ) -> tuple[list[str], np.ndarray, dict]: # (U,) names, (U,) scores, {unit: why it has none}
