@@ -144,6 +144,7 @@ def _join(out, keep): # parts of all processes into one table: (its notes, or th
     parts = sorted((out/"parts").glob("*.parquet"))
     skipped = sorted({item for p in (out/"parts").glob("*.jsonl") for item in data.Skipped(p)})
     known, strange, rows, few = {}, set(), 0, []
+    def shown(notes): return notes.filter(image_id=lambda i: known[i] < keep)
     with runs.atomic(out/"notes.parquet") as whole, runs.atomic(out/"notes.jsonl") as lines, open(lines, "w", encoding="utf-8") as f, \
          pq.ParquetWriter(whole, Notes([]).table.schema, compression="zstd") as table:
         for p in parts: # one at a time in memory
@@ -152,9 +153,11 @@ def _join(out, keep): # parts of all processes into one table: (its notes, or th
             f.writelines(notes.lines())
             for i in notes.unique("image_id"): known.setdefault(i, len(known))
             if any("out_of_domain" in e for e in notes.table["extra"].to_pylist()): strange |= {n.image_id for n in notes if n.extra.get("out_of_domain")}
-            rows += len(notes)
-            few.append(notes)
-            if rows > MANY: few = [g.filter(image_id=lambda i: known[i] < keep) for g in few]
+            before, rows = rows, rows + len(notes)
+            if rows > MANY: # from here on only what the report shows is held
+                if before <= MANY: few = [shown(n) for n in few]
+                notes = shown(notes)
+            if len(notes): few.append(notes)
     return Notes.concat(few), {"images": len(known), "out_of_domain": len(strange), "notes": rows}, skipped
 
 def _phrases(describer, found, scenes, phrase, layers): # image id -> [(phrase, layer, map)]
@@ -240,7 +243,7 @@ def describe(images_:tuple=(), # files, folders, shards; none = drawn scenes
         cfg["probe"] = str(exemplify(getattr(who, "spec", who.encoder.name), units, images_, max(n, 400), seed, out, device, nproc))
     if prepare: runs.write_json(out/"config.json", cfg); return out
     try: runs.launch("describe", cfg, nproc, out)
-    finally: notes, there, skipped = _join(out, max(show, 0 if cfg["images"] else n))
+    finally: notes, there, skipped = _join(out, max(show, 1 if cfg["images"] else n))
     scenes = None if cfg["images"] or units else drawn(n, seed)[1]
     describer = _made(cfg)
     found = [] if units else [item for item, _ in islice(_source(cfg, 0, 1, None), show)]
