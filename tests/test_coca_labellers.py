@@ -203,7 +203,7 @@ def test_by_name():
 
 # ---- an endpoint
 
-QUICK = dict(wait=.01, timeout=5, concurrency=3)
+QUICK = dict(wait=.01, timeout=30, concurrency=3)
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_a_good_day(site, tmp_path, monkeypatch):
 @pytest.mark.parametrize("mood", ["429", "500", "503", "slow", "hang up", "html", "no choices", "cut", "drip", "huge", "408"])
 def test_a_bad_answer_is_asked_for_again(site, mood):
     site.moods = {TEXTS[0]: [mood, mood], TEXTS[3]: [mood]}
-    got = label(TEXTS, Served("m", site.url, **QUICK | dict(timeout=.3)))
+    got = label(TEXTS, Served("m", site.url, **QUICK | dict(timeout=1 if mood in ("slow", "drip") else 30))) # only these two keep a client waiting
     assert got == GOOD and got.failed == 0 and len(site.asked) == 9
 
 
@@ -274,7 +274,7 @@ def test_an_endpoint_that_only_fails_ends_the_run(site, tmp_path, mood):
     many, site.mood = [f"a red bus {i}" for i in range(50)], mood
     with pytest.raises(OSError, match="failed for 3 captions in a row .*0 of 50 answers are kept") as e:
         label(many, Served("m", site.url, tries=1, patience=3, **QUICK), tmp_path/"c")
-    assert "\n" not in str(e.value) and len(site.asked) < 12
+    assert "\n" not in str(e.value) and len(site.asked) <= 3 + 2 # the two others were under way
     site.mood = ""
     assert label(many, Served("m", site.url, **QUICK), tmp_path/"c") == Lexicon()(many)
 
@@ -324,9 +324,8 @@ def test_the_key_does_not_follow_a_redirection(site, monkeypatch):
 
 def test_concurrency(site):
     site.pause, many = .05, [f"a red bus {i}" for i in range(24)]
-    began = time.monotonic()
     assert Served("m", site.url, **QUICK | dict(concurrency=6))(many) == Lexicon()(many)
-    assert 2 <= site.most <= 6 and time.monotonic() - began < 24 * .05 # faster than one after the other
+    assert 2 <= site.most <= 6
     site.most = 0
     Served("m", site.url, **QUICK | dict(concurrency=1))(many[:4])
     assert site.most == 1

@@ -155,17 +155,24 @@ def stream(self: Served,
     attempt: int = 0, # which time they are asked
 ) -> Iterator[tuple[int, str | None, str]]: # place, answer (None: there is none), why not
     "Answers in the order in which they come."
-    line, back, stop = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
+    line, back, stop, lock = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event(), threading.Lock()
+    row, error, left = 0, None, len(captions)
     for job in enumerate(captions): line.put(job)
+    def came(i, answer, why):
+        nonlocal row, error
+        with lock: # counted where answers come in: a slow reader would let the others go on asking
+            if isinstance(answer, Exception): error = error or answer; stop.set()
+            elif why != "stopped": row = 0 if answer is not None else row + 1
+            if row >= self.patience and not stop.is_set(): stop.set(); error = error or Refused(f"{self.url} failed for {row} captions in a row ({why})")
+            back.put((i, answer, why))
     def work():
         while not stop.is_set():
             try: i, caption = line.get_nowait()
             except queue.Empty: return
-            try: back.put((i, *self._ask(caption, attempt, stop)))
-            except Exception as e: back.put((i, e, "")) # noqa: BLE001 - raised again below
+            try: came(i, *self._ask(caption, attempt, stop))
+            except Exception as e: came(i, e, "") # noqa: BLE001 - raised again below
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(self.concurrency, len(captions)))]
     for t in threads: t.start()
-    row, error, left = 0, None, len(captions)
     try:
         while left:
             try: i, answer, why = back.get(timeout=.1)
@@ -173,11 +180,7 @@ def stream(self: Served,
                 if any(t.is_alive() for t in threads) or not back.empty(): continue
                 break # all stopped
             left -= 1
-            if isinstance(answer, Exception): error = error or answer; stop.set(); continue # what is under way still comes in
-            if why == "stopped": continue
-            row = 0 if answer is not None else row + 1
-            yield i, answer, why
-            if row >= self.patience and not stop.is_set(): stop.set(); error = error or Refused(f"{self.url} failed for {row} captions in a row ({why})")
+            if not isinstance(answer, Exception) and why != "stopped": yield i, answer, why # what was under way still comes in
     finally: stop.set()
     if error: raise error
 
