@@ -18,7 +18,7 @@ def words(key): return shlex.split(c.get(key, ""))
 # extras: one per `*_requirements` key; `all` is every extra a user may want, `dev` also brings those the tests use
 extras = {k.removesuffix("_requirements"): words(k) for k in c if k.endswith("_requirements")}
 extras["all"] = sorted({r for e in ("clip", "text", "data", "label", "bert", "java", "explore") for r in extras[e]})
-extras["dev"] = [*extras["dev"], *(r for e in ("clip", "text", "data", "label", "bert", "java") for r in extras[e])]
+extras["dev"] = [*extras["dev"], *(r for e in ("clip", "text", "data", "label", "bert", "java", "explore", "docs") for r in extras[e])]
 
 # notebooks travel in the wheel as the packages vlnotes.experiments and vlnotes.tutorials
 notebooks = {f"{lib}.{d}": f"{c['nbs_path']}/{d}" for d in ("experiments", "tutorials")

@@ -20,13 +20,13 @@ TIERS = {**dict.fromkeys(["notes", "runs"], 0),
 METHOD = 2 # any other folder: a method, which may stand on tiers 0 and 1 and on its own folder
 BANDS = ((10, 0), (60, 1), (100, 3)) # a module in no folder has the tier of its notebook's number: below 10, 60, 100
 HEAVY = {"open_clip", "webdataset", "papermill", "pooch", "sentence_transformers", "pandas", "requests", "pycocotools", "bert_score", "pycocoevalcap",
-         "jupyterlab", "ipywidgets", "nbdev", "fastcore", "llguidance"} # imported inside the function that needs them
+         "jupyterlab", "ipywidgets", "anywidget", "nbdev", "fastcore", "llguidance"} # imported inside the function that needs them
 ONLY_IN = {"matplotlib": {"plots"}} # at module level in these alone
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 ALIASES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "open_clip": "open-clip-torch", "faiss": "faiss-cpu",
            "huggingface_hub": "transformers", "tokenizers": "transformers", "nbformat": "papermill", "nbclient": "papermill",
            "jupyter_client": "ipykernel"}
-STORIES = ("experiments", "tutorials") # folders of notebooks that export nothing
+STORIES = ("experiments", "tutorials", "guide") # folders of notebooks that export nothing; the guide's are pages of the documentation only
 
 
 class Import(NamedTuple):
@@ -48,7 +48,7 @@ def notebooks(root: Path) -> list[Path]:
     nbs = root / "nbs"
     return sorted(p for p in nbs.rglob("*.ipynb") if not any(q.startswith(("_", ".")) for q in p.relative_to(nbs).parts))
 
-def story(root: Path, nb: Path) -> str: # "experiments", "tutorials" or ""
+def story(root: Path, nb: Path) -> str: # one of STORIES or ""
     first = nb.relative_to(root / "nbs").parts[0]
     return first if first in STORIES else ""
 
@@ -197,11 +197,11 @@ def mirror(root: Path) -> list[str]:
     return bad + [f"{p.relative_to(root)} has no notebook" for m, p in known.items() if m not in told]
 
 def sizes(root: Path) -> list[str]:
-    "Modules over 400 lines, notebooks over 300 kB (tutorials: 1 MB)."
+    "Modules over 400 lines, notebooks over 300 kB (tutorials and the guide: 1 MB)."
     lines = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in modules(root).values()}
     bad = [f"{p.relative_to(root)} has {n} lines, more than 400" for p, n in lines.items() if n > 400]
     for nb in notebooks(root):
-        most = 1_000_000 if story(root, nb) == "tutorials" else 300_000
+        most = 1_000_000 if story(root, nb) in ("tutorials", "guide") else 300_000
         if (n := nb.stat().st_size) > most: bad.append(f"{nb.relative_to(root)} has {n // 1000} kB, more than {most // 1000}")
     return bad
 
@@ -230,7 +230,7 @@ def experiments(root: Path) -> list[str]:
         if not kind: continue
         if any(re.search(r"^#\s*\|\s*(default_exp|exports?i?)\b", s, re.M) for s, *_ in all_cells):
             bad.append(f"{where} exports something")
-        if kind == "tutorials": continue
+        if kind != "experiments": continue
         if any(c.get("outputs") for *_, c in all_cells): bad.append(f"{where} holds outputs: they belong to the run folder")
         tagged = [s for s, tags, _ in all_cells if "parameters" in tags]
         if len(tagged) != 1: bad.append(f"{where} has {len(tagged)} cells tagged parameters, not one"); continue
