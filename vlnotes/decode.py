@@ -80,7 +80,7 @@ class PrefixDecoder:
 def _told(logits: Tensor) -> tuple[Tensor, Tensor]:
     "Log-probabilities (same shape) and entropy in bits (without the last axis)."
     logp = logits.float().log_softmax(-1)
-    return logp, torch.special.entr(logp.exp()).sum(-1) / math.log(2)
+    return logp, (0 - torch.linalg.vecdot(logp.exp(), logp.clamp_min(-1e30))) / math.log(2) # 0 times -inf counts as 0
 
 # %% ../nbs/22_decode.ipynb #80eaffc3
 @dataclass(frozen=True)
