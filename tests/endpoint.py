@@ -4,6 +4,8 @@ import json
 import threading
 from contextlib import contextmanager
 
+from server import serving
+
 from vlnotes.coca.lexicon import Lexicon
 
 WRONG = {"prose": "I would say that this is a bus.", "truncated": '{"red": ["color","",""], "bus": ["veh', "half": '{"red', "duplicates": '{"red": ["color","",""], "red": ["color","",""]}',
@@ -63,10 +65,4 @@ def endpoint():
         s.now = s.most = 0
         s.pause, s.elsewhere, s.lock, s.go_on, s.daemon_threads = 0, "", threading.Lock(), threading.Event(), True
         s.url = f"http://127.0.0.1:{s.server_port}/v1"
-        t = threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=.02), daemon=True)
-        t.start()
-        try: yield s
-        finally:
-            s.go_on.set()
-            s.shutdown()
-            t.join()
+        with serving(s): yield s

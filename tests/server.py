@@ -50,6 +50,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
+def serving(s):
+    "Answer in a thread; whoever waits for `s.go_on` goes on at the end."
+    t = threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=.02), daemon=True)
+    t.start()
+    try: yield s
+    finally:
+        s.go_on.set()
+        s.shutdown()
+        t.join()
+
+
+@contextmanager
 def publisher(files):
     """Serves `files` (name -> bytes) with the headers `extra[name]`; `moods[name]` lists how the next answers for a name go wrong;
     `asked` records (name, Range), `heard` (path with its query, headers)."""
@@ -57,10 +69,4 @@ def publisher(files):
         s.files, s.moods, s.asked, s.go_on, s.daemon_threads = dict(files), {}, [], threading.Event(), True
         s.extra, s.heard = {}, []
         s.where = f"http://127.0.0.1:{s.server_port}"
-        t = threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=.02), daemon=True)
-        t.start()
-        try: yield s
-        finally:
-            s.go_on.set()
-            s.shutdown()
-            t.join()
+        with serving(s): yield s

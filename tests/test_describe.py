@@ -1,9 +1,8 @@
 "The main job, from the library's side: notes, report, manifest, out-of-domain pictures, bad input."
 import json
-import subprocess
-import sys
 
 import pytest
+from killed import killed
 from PIL import Image
 
 from vlnotes import describe as job
@@ -98,23 +97,8 @@ def test_phrases_and_ctrl_c(tmp_path, monkeypatch):
     assert len(set(Notes.read(tmp_path/"cut/notes.parquet").column("image_id"))) == 2 # what was finished is kept
 
 
-KILLED = """
-import os, signal, sys
-from vlnotes import describe as job
-from vlnotes.notes import Notes
-real, n = Notes.write, [0]
-def write(self, path):
-    n[0] += 1
-    if n[0] == 3: os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, path)
-Notes.write = write
-job.describe(n=5, batch=1, cells=False, out=sys.argv[1])
-"""
-
-
 def test_killed_and_resumed_equals_never_killed(tmp_path, monkeypatch):
-    r = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path/"cut")], capture_output=True, text=True, timeout=300)
-    assert r.returncode == -9, r.stderr
+    killed(tmp_path/"cut", n=5, batch=1, cells=False)
     assert not (tmp_path/"cut/notes.parquet").exists() and len(list((tmp_path/"cut/parts").glob("*.parquet"))) == 2
     with pytest.raises(ValueError, match="started with n=5, not 6"): job.describe(n=6, batch=1, cells=False, out=tmp_path/"cut", resume=True)
     from vlnotes.devil.explain import Devil

@@ -340,7 +340,7 @@ def test_layers_need_not_be_contiguous(tmp_path, layers, names):
 
 def test_unknown_layers_and_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="layer44.*nearest is 'layer4'"): prepare(settings(tmp_path, devil={**SMALL, "layers": "layer44"}))
-    with pytest.raises(ValueError, match="did you mean 'depth'"): prepare(settings(tmp_path, devil={**SMALL, "deph": 2}))
+    with pytest.raises(ValueError, match="the nearest is 'depth'"): prepare(settings(tmp_path, devil={**SMALL, "deph": 2}))
     with pytest.raises(ValueError, match="accumulate=3"): prepare(settings(tmp_path, fit=dict(bs=4, accumulate=3)))
 
 def test_training_on_a_folder(tmp_path, folder):

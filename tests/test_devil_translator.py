@@ -120,8 +120,8 @@ def test_bad_settings_are_refused(bad, says):
 def test_configuration_goes_through_json():
     cfg = config(tokens="both", prompt=4)
     assert DevilConfig.from_dict(json.loads(json.dumps(cfg.to_dict()))) == cfg
-    with pytest.raises(ValueError, match="no setting 'promt'; did you mean 'prompt'"): DevilConfig.from_dict({**cfg.to_dict(), "promt": 3})
-    with pytest.raises(ValueError, match="no setting 'zzz'.$"): DevilConfig.from_dict({"zzz": 3})
+    with pytest.raises(ValueError, match="no setting 'promt'; the nearest is 'prompt'"): DevilConfig.from_dict({**cfg.to_dict(), "promt": 3})
+    with pytest.raises(ValueError, match="no setting 'zzz'; there are: layers"): DevilConfig.from_dict({"zzz": 3})
 
 def test_order_of_tokens():
     assert config().slots == [(l, "cells") for l in ("high", "mid", "low")]

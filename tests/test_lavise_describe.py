@@ -1,13 +1,11 @@
 "LaViSE behind `vlnotes describe`: units, images, cells, the zoo's explainers, several processes, bad requests."
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from killed import killed
 from lavise_toys import drawn
 
 from vlnotes import describe as job
@@ -120,23 +118,9 @@ def test_photographs_are_flagged(tmp_path):
     out = job.describe([tmp_path/"china.jpg"], by="lavise", out=tmp_path/"run")
     assert all(n.extra.get("out_of_domain") for n in Notes.read(out/"notes.parquet")) and not any(n.extra.get("out_of_domain") for n in describer().describe(images()))
 
-KILLED = """
-import os, signal, sys
-from vlnotes import describe as job
-from vlnotes.notes import Notes
-real, n = Notes.write, [0]
-def write(self, path):
-    n[0] += 1
-    if n[0] == 3: os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, path)
-Notes.write = write
-job.describe(by="lavise", units={"layer4": [0, 1, 2, 3, 4]}, n=40, batch=1, out=sys.argv[1])
-"""
-
 def test_killed_and_resumed_equals_never_killed(tmp_path):
-    r = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path/"cut")], capture_output=True, text=True, timeout=300, env=os.environ, cwd=tmp_path)
-    assert r.returncode == -9, r.stderr
     how = dict(by="lavise", units={"layer4": [0, 1, 2, 3, 4]}, n=40, batch=1)
+    killed(tmp_path/"cut", **how)
     a, b = (Notes.read(job.describe(**how, out=tmp_path/n, resume=n == "cut")/"notes.parquet") for n in ("cut", "whole"))
     key = lambda notes: [(n.unit, n.text, n.score) for n in notes]
     assert key(a) == key(b) and len(a) == 5

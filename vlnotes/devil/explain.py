@@ -18,7 +18,7 @@ from .translator import Translator
 from ..hooks import Feat, select
 from ..notes import Note, Notes
 from ..text import LM, load_lm
-from ..transforms import batches
+from ..transforms import batches, cell_box
 from ..zoo import strangeness
 
 # %% ../../nbs/devil/03_explain.ipynb #e65c48b5
@@ -158,15 +158,11 @@ def _places(cells, grid, layer): # [(row, col), …]
     return list(cells)
 
 def _note(devil, image, size, layer, cap, strange, cell=None, grid=None):
-    x0, y0, x1, y1 = devil.encoder.crop(size)
-    place = {}
-    if cell is not None:
-        (r, c), (H, W), w, h = cell, grid, x1 - x0, y1 - y0
-        x0, x1, y0, y1 = x0 + w * c / W, x0 + w * (c + 1) / W, y0 + h * r / H, y0 + h * (r + 1) / H
-        place = dict(row=r, col=c, grid_h=H, grid_w=W)
+    box, place = devil.encoder.crop(size), {}
+    if cell is not None: box, place = cell_box(box, grid, *cell), dict(row=cell[0], col=cell[1], grid_h=grid[0], grid_w=grid[1])
     extra = {"entropy": round(cap.entropy, 4), "ids": list(cap.ids), "finished": cap.finished} | ({"out_of_domain": True} if strange else {})
     return Note(image, devil.encoder.name, layer, cap.text, round(cap.logprob, 5), "mean_logprob", "devil", devil.run,
-                x0=x0, y0=y0, x1=x1, y1=y1, **place, extra=extra)
+                **dict(zip(("x0", "y0", "x1", "y1"), box)), **place, extra=extra)
 
 def _say(self, prompts:Tensor)->list[str]: # one text per row of `(R, T, E)`
     "Texts of soft prompts."

@@ -6,14 +6,13 @@
 __all__ = ['DevilConfig', 'Translator', 'count', 'state', 'save', 'load']
 
 # %% ../../nbs/devil/01_translator.ipynb #41c23629
-import difflib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..checkpoints import read_weights
+from ..checkpoints import configured, read_weights
 from ..runs import atomic, read_json, write_json
 from ..zoo import entry, weights
 
@@ -60,12 +59,7 @@ class DevilConfig:
     @classmethod
     def from_dict(cls, d:dict): # unknown names are refused
         "Build a configuration from JSON."
-        known = [f.name for f in fields(cls)]
-        for k in d:
-            if k not in known:
-                near = difflib.get_close_matches(k, known, 1)
-                raise ValueError(f"DevilConfig has no setting {k!r}{f'; did you mean {near[0]!r}?' if near else '.'}")
-        return cls(**d)
+        return configured(cls, d, "DevilConfig")
 
     def to_dict(self)->dict: return asdict(self)
 

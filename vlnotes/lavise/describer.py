@@ -20,7 +20,7 @@ from .filters import describe_filters, notes
 from .survey import Found
 from ..notes import Note, Notes
 from ..runs import nearest, read_json
-from ..transforms import batches
+from ..transforms import batches, cell_box
 
 # %% ../../nbs/lavise/07_describer.ipynb #d393f7c8
 def from_exemplars(folder, # as `exemplars` writes it
@@ -97,14 +97,10 @@ class Lavise:
                 for b, (i, size, strange) in enumerate(zip(ids, sizes, far)) for m, rc in enumerate(at)]
 
     def _note(self, e, image, size, strange, cell, grid, words, cos):
-        x0, y0, x1, y1 = self.encoder.crop(size)
-        place = {}
-        if cell is not None:
-            (r, c), (H, W), w, h = cell, grid, x1 - x0, y1 - y0
-            x0, x1, y0, y1 = x0 + w * c / W, x0 + w * (c + 1) / W, y0 + h * r / H, y0 + h * (r + 1) / H
-            place = dict(row=r, col=c, grid_h=H, grid_w=W)
+        box, place = self.encoder.crop(size), {}
+        if cell is not None: box, place = cell_box(box, grid, *cell), dict(row=cell[0], col=cell[1], grid_h=grid[0], grid_w=grid[1])
         extra = {"words": [[w, round(v, 5), e.kind(w)] for w, v in zip(words, cos)]} | ({"out_of_domain": True} if strange else {})
-        return Note(image, self.encoder.name, e.layer, ", ".join(words), round(cos[0], 5), "cosine", "lavise", e.run, x0=x0, y0=y0, x1=x1, y1=y1, **place, extra=extra)
+        return Note(image, self.encoder.name, e.layer, ", ".join(words), round(cos[0], 5), "cosine", "lavise", e.run, **dict(zip(("x0", "y0", "x1", "y1"), box)), **place, extra=extra)
 
     @property
     def _last(self): return self.encoder.layer_names[-1:] if self.encoder.name.startswith("zoo/") and self.encoder.weights == "pretrained" else []

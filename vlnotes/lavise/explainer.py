@@ -8,7 +8,7 @@ __all__ = ['POOLS', 'MOST', 'pooled', 'HeadConfig', 'Head', 'unit', 'margin_loss
 
 # %% ../../nbs/lavise/02_explainer.ipynb #031ce609
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .. import backbones, zoo
 from ..backbones import Backbone, freeze
-from ..checkpoints import read_weights
+from ..checkpoints import configured, read_weights
 from ..hooks import Feat
 from ..runs import atomic, nearest, read_json, write_json
 from ..transforms import pair
@@ -65,10 +65,7 @@ class HeadConfig:
     @classmethod
     def from_dict(cls, d:dict)->"HeadConfig":
         "Read a configuration; an unknown name is refused."
-        known = [f.name for f in fields(cls)]
-        for k in d:
-            if k not in known: raise ValueError(f"a head has no setting {k!r}{nearest(k, known)}")
-        return cls(**d)
+        return configured(cls, d, "a head")
 
 class Head(nn.Sequential):
     "Features of a region to a vector among words; the original's layers, keys and arithmetic."

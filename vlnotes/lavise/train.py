@@ -11,13 +11,14 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from ..backbones import Backbone
+from ..checkpoints import configured
 from .concepts import Concepts, choose, only, split
 from .drawn import drawn_words
 from .explainer import Explainer, Head, HeadConfig, frozen, margin_loss, margin_sum, save, unit
@@ -157,10 +158,7 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, d:dict)->"TrainConfig":
         "Read a configuration; an unknown name is refused."
-        known = [f.name for f in fields(cls)]
-        for k in d:
-            if k not in known: raise ValueError(f"a training run has no setting {k!r}{nearest(k, known)}")
-        return cls(**d)
+        return configured(cls, d, "a training run")
     @classmethod
     def paper(cls, **given)->"TrainConfig":
         "ResNet-18, layer4, Visual Genome, as the reproduction trains; `legacy_masks` for boxes as it drew them."

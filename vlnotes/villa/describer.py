@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..hooks import select
 from ..notes import Note, Notes
+from ..transforms import cell_box
 from . import region_encoder
 from .embeddings import placed
 
@@ -65,12 +66,12 @@ class Finder:
 
     def _boxes(self, id_, size, cells, boxes): # [(box, row, col)] in pixels of the image
         if boxes is not None: return [(list(map(float, b)), None, None) for b in boxes.get(id_, ())]
-        x0, y0, x1, y1 = self.encoder.crop(size)
-        if cells is None: return [([x0, y0, x1, y1], None, None)]
+        box = self.encoder.crop(size)
+        if cells is None: return [(list(box), None, None)]
         (H, W), all_ = self.grid, [(r, c) for r in range(self.grid[0]) for c in range(self.grid[1])]
         asked = all_ if isinstance(cells, str) and cells == "all" else [tuple(c) for c in cells]
         if odd := [c for c in asked if c not in all_]: raise ValueError(f"there is no cell {odd[0]} in a grid of {H} x {W}.")
-        return [([x0 + (x1 - x0) * c / W, y0 + (y1 - y0) * r / H, x0 + (x1 - x0) * (c + 1) / W, y0 + (y1 - y0) * (r + 1) / H], r, c) for r, c in asked]
+        return [(list(cell_box(box, self.grid, r, c)), r, c) for r, c in asked]
 
     @torch.no_grad()
     def describe(self, images, # `(id, image)` pairs, or a uint8 tensor `(B, 3, H, W)`
