@@ -52,9 +52,8 @@ def _folded(block): # what reads the normalised memory: (n, d, D) for its keys, 
 def _cross(block, x, memory, folded): # x (R, D), memory (S, M, D)
     keys, values, rest = folded
     q = _project(block.attn, block.ln_1(x), 0).unflatten(-1, (len(keys), -1)) # (R, n, d)
-    q = torch.bmm(q.transpose(0, 1), keys).transpose(0, 1).reshape(len(memory), -1, x.shape[-1]) # (S, g n, D)
-    p = torch.bmm(q, memory.mT).softmax(-1, dtype=torch.float32).to(memory.dtype)
-    seen = torch.bmm(p, memory).view(len(x), len(keys), -1) # (R, n, D)
+    q = torch.bmm(q.transpose(0, 1), keys).transpose(0, 1).reshape(len(memory), 1, -1, x.shape[-1]) # (S, 1, g n, D)
+    seen = F.scaled_dot_product_attention(q, memory[:, None], memory[:, None], scale=1.).view(len(x), len(keys), -1) # (R, n, D)
     return _rest(block, x, torch.bmm(seen.transpose(0, 1), values).transpose(0, 1).flatten(1) + rest)
 
 # %% ../../nbs/coca/01_decoder.ipynb #71f83348
