@@ -47,7 +47,7 @@ def know(ok, sentence):
 def text(path): return "\n\n".join("".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"])
 
 @cache
-def source(module): return inspect.getsource(importlib.import_module(module))
+def source(module): return Path(importlib.import_module(module).__file__).read_text(encoding="utf-8")
 
 @cache
 def notebook(name):
