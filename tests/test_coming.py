@@ -324,6 +324,7 @@ def spoilt(t):
             k, eq, v = w.partition("=")
             if placeholder(k) or "/" in k and not eq or words[i - 1] in ("--out", "--model", "--layers", "--units", "--phrase", "--encoder", "--words", "--device", "--batch", "--n", "--nproc", "-f", "--data-root", "--copy"): continue
             if words[1] in ("describe", "explore", "cite") and i > 1 and not w.startswith("-") and words[i - 1] not in ("--by", "-o"): continue
+            if words[1] == "import" and i > 2 and not w.startswith("-") and words[i - 1] != "-o": continue # the reader's own file
             if re.fullmatch(r"[\d.,-]+", w): continue
             yield shlex.join([*words[:i], k + "q" + eq + v, *words[i + 1:]])
     elif t.startswith("vlnotes."):
