@@ -61,6 +61,10 @@ def test_a_paper_preset_takes_layers_by_number_and_name(given, told):
     assert told in launcher.check("devil_train", ["preset=paper", *SMALL, given])
 
 
+@pytest.mark.parametrize("name, given", [("lavise_filters", "units=3,8,21"), ("docmnist", "targets=4,16")])
+def test_numbers_with_commas_are_taken_as_their_comment_says(name, given): launcher.check(name, ["preset=tiny", given])
+
+
 def test_parameters_are_checked():
     with pytest.raises(ValueError, match="stpes.*steps"): launcher.check_params("devil_train", ["stpes=3"])
     with pytest.raises(FileNotFoundError, match="devil_captions"): launcher.find_notebook("devil_caption")
