@@ -65,6 +65,11 @@ def test_a_paper_preset_takes_layers_by_number_and_name(given, told):
 def test_numbers_with_commas_are_taken_as_their_comment_says(name, given): launcher.check(name, ["preset=tiny", given])
 
 
+def test_the_original_forms_of_the_losses_reach_training(tmp_path):
+    launcher.run_notebook("lgssl_pretrain", ["preset=tiny", "objective=swav", "legacy_loss=true"], out=tmp_path/"run", progress=False)
+    assert json.loads((tmp_path/"run/training/config.json").read_text())["options"]["axis"] == "batch"
+
+
 def test_parameters_are_checked():
     with pytest.raises(ValueError, match="stpes.*steps"): launcher.check_params("devil_train", ["stpes=3"])
     with pytest.raises(FileNotFoundError, match="devil_captions"): launcher.find_notebook("devil_caption")
