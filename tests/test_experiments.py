@@ -1,7 +1,10 @@
 "Every experiment runs in `tiny`, in a kernel of its own, and leaves what a run must leave."
+import ast
 import json
 import time
+from pathlib import Path
 
+import layout
 import pytest
 
 from vlnotes import launcher
@@ -42,6 +45,29 @@ def test_paper_presets_can_be_rehearsed_on_stand_ins(name, given, told, tmp_path
     monkeypatch.setenv("VLNOTES_DATA", str(tmp_path/"data"))
     text = launcher.check(name, ["preset=paper", *given])
     for word in told: assert word in text, text
+
+
+NAMED = [n for n in sorted(launcher.experiments()) if {"layer", "layers"} & {k for k, *_ in launcher.parameters(launcher.find_notebook(n))}]
+
+@pytest.mark.parametrize("name", NAMED)
+def test_layers_can_be_named_whatever_the_preset(name):
+    "A number in a preset would have `settings` refuse names and lists: the last four are \"4\"."
+    found = [k for cell, *_ in layout.cells(Path(launcher.experiments()[name])) if "PRESETS =" in cell or "COMMON =" in cell for n in ast.walk(layout.code(cell))
+             if isinstance(n, ast.Call) for k in n.keywords if k.arg in ("layer", "layers") and isinstance(k.value, ast.Constant | ast.UnaryOp)]
+    assert found and all(isinstance(k.value, ast.Constant) and isinstance(k.value.value, str) for k in found), [ast.unparse(k) for k in found]
+
+@pytest.mark.parametrize("given, told", [("layers=-1,-3", "2 layers of"), ("layers=layer2,layer4", "2 layers of"), ("layers=3", "3 layers of"), ("layers=-1", "1 layers of")])
+def test_a_paper_preset_takes_layers_by_number_and_name(given, told):
+    assert told in launcher.check("devil_train", ["preset=paper", *SMALL, given])
+
+
+@pytest.mark.parametrize("name, given", [("lavise_filters", "units=3,8,21"), ("docmnist", "targets=4,16")])
+def test_numbers_with_commas_are_taken_as_their_comment_says(name, given): launcher.check(name, ["preset=tiny", given])
+
+
+def test_the_original_forms_of_the_losses_reach_training(tmp_path):
+    launcher.run_notebook("lgssl_pretrain", ["preset=tiny", "objective=swav", "legacy_loss=true"], out=tmp_path/"run", progress=False)
+    assert json.loads((tmp_path/"run/training/config.json").read_text())["options"]["axis"] == "batch"
 
 
 def test_parameters_are_checked():

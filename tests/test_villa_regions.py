@@ -163,6 +163,22 @@ def test_the_best_weights_of_the_validation_are_kept(tmp_path):
     assert not enc.training and read_json(tmp_path/"val.json") == done["val"]
 
 
+def test_decay_spares_norms_unless_it_is_coupled_as_released():
+    "A decay that drowns the gradient: Adam's first update is then one `lr` towards zero in every entry, norms' gains too; AdamW leaves the gains to the gradient."
+    c = world(4)
+    def moved(**how):
+        e = region_encoder.RegionEncoder(TOWER, 16)
+        before = {k: v.detach().clone() for k, v in e.named_parameters()}
+        pairs = region_encoder.pair(c, mapping.phrases(c, c.truth), "hash/16", e.prepare)
+        region_encoder.train(e, pairs, steps=1, bs=4, lr=1e-3, decay=1e6, schedule="constant", **how)
+        return {k: (v.detach() - before[k], before[k]) for k, v in e.named_parameters()}
+    coupled, plain = moved(coupled=True), moved()
+    for d, p in coupled.values(): assert torch.allclose(d[p != 0], -1e-3 * p[p != 0].sign(), atol=1e-5)
+    gains = [k for k, (_, p) in coupled.items() if p.dim() == 1 and (p == 1).all()]
+    assert gains and all(plain[k][0].abs().max() < 1.1e-3 for k in gains)
+    assert any(not torch.allclose(plain[k][0], coupled[k][0], atol=1e-5) for k in gains) and max(d.abs().max() for k, (d, _) in plain.items() if k not in gains) > 1
+
+
 def test_bf16_trains():
     c = world()
     enc = region_encoder.RegionEncoder(TOWER, 16)

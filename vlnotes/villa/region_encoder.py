@@ -171,12 +171,14 @@ def validate(module:Stage2, pairs:Pairs, bs:int)->float: # nats per pair
 
 def train(encoder:RegionEncoder, pairs:Pairs, val:Pairs|None=None, # trained in place
           out=None, # folder of checkpoint, log, validation and best weights
-          tau:float=.07, lam:float=.5, duplicates:str="multi-positive",
+          tau:float=.07, lam:float=.5, duplicates:str="multi-positive", coupled:bool=False, # Adam as released
           device=None, progress:bool=False, **fitting # of `FitConfig`
          )->tuple[RegionEncoder, dict]: # in eval mode, with the best weights of the validation where there is one; what happened
     "Train on pairs; goes on where it was interrupted when `out` is a folder."
     cfg = FitConfig(**{"bs": min(64, len(pairs)), "lr": 1e-3, "schedule": "cosine", "decay": .01, **fitting})
     module, best, history = Stage2(encoder, tau, lam, duplicates), {}, []
+    module.decay_all = coupled
+    adam = (lambda groups, cfg: torch.optim.Adam(groups, lr=cfg.lr, betas=tuple(cfg.betas), eps=cfg.eps)) if coupled else None
     if out is not None and (Path(out)/"val.json").exists(): history = read_json(Path(out)/"val.json")
     def after(step, m):
         if val is None: return
@@ -187,7 +189,7 @@ def train(encoder:RegionEncoder, pairs:Pairs, val:Pairs|None=None, # trained in 
             if out is not None and _first():
                 with atomic(Path(out)/"best.safetensors") as tmp: save_file(best, tmp)
         if out is not None and _first(): write_json(Path(out)/"val.json", history)
-    done = fit(module, pairs, cfg, out, device, after, progress)
+    done = fit(module, pairs, cfg, out, device, after, progress, adam)
     if val is not None and not best and out is not None: best = read_weights(Path(out)/"best.safetensors")
     if best: encoder.load_state_dict({**encoder.state_dict(), **{k: v.to(next(encoder.parameters()).device) for k, v in best.items()}})
     return encoder.eval(), {**done, "val": history}
