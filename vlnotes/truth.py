@@ -37,7 +37,7 @@ def marked(text:str, # of anybody
            vocab=None # the world's words; the published ones by default
           )->str: # in the order of the vocabulary
     "The attributes a text names, each with a tick or a cross."
-    return " ".join(f"{w} {'✓' if w in true else '✗'}" for words in named(text, vocab).values() for w in words)
+    return " ".join(f"{w}\u00a0{'✓' if w in true else '✗'}" for words in named(text, vocab).values() for w in words)
 
 # %% ../nbs/19_truth.ipynb #df3c3b02
 def _holds(note, box): # is this the cell over the centre of the box?
