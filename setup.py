@@ -39,7 +39,7 @@ setup(
     python_requires=">=" + c["min_python"], install_requires=words("requirements"), extras_require=extras,
     packages=[*find_packages(include=[lib_path, lib_path + ".*"]), *notebooks], package_dir=notebooks,
     package_data={lib: ["references.bib", "weights/*.safetensors", "weights/*.json", "weights/*.md"],
-                  **{p: ["*.ipynb"] for p in notebooks}},
+                  **{p: ["*.ipynb", "results/*.json"] for p in notebooks}},
     entry_points={"console_scripts": words("console_scripts"), **{f"{lib}.{k}": words(k) for k in ("describers", "importers", "datasets")},
                   "nbdev": [f"{lib}={lib_path}._modidx:d"]},
     zip_safe=False)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from vlnotes import backbones
-from vlnotes.backbones import Backbone, load, save
+from vlnotes.backbones import Backbone, freeze, load, save
 from vlnotes.checkpoints import fingerprint, fit, read_weights
 
 CLIP_TEXT = {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1}
@@ -372,3 +372,16 @@ def test_crop_is_the_part_that_comes_through(what, size):
     want = x0 + (x1 - x0) * (torch.arange(W) + .5) / W, y0 + (y1 - y0) * (torch.arange(H) + .5) / H
     slack = 1.5 * max((x1 - x0) / W, (y1 - y0) / H) + max(w, h) / 255 # a pixel of the result and a step of the colour
     assert (col - want[0])[2:-2].abs().max() < slack and (row - want[1])[2:-2].abs().max() < slack
+
+
+def test_a_module_of_ones_own_says_how_it_was_trained():
+    import numpy as np
+    from PIL import Image
+    net = freeze(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Conv2d(4, 8, 3, 2, 1)))
+    bb = load(net, img_size=(32, 48), name="mine", mean=(0.,) * 3, std=(1.,) * 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    assert bb.name == "mine" and bb.input_size == (32, 48) and bb.model is net
+    both = bb.transform(Image.fromarray(pixels)), bb.normalise(pixels.transpose(2, 0, 1)[None])[0]
+    assert torch.allclose(*both, atol=1e-6) and torch.allclose(both[0], torch.from_numpy(pixels).permute(2, 0, 1) / 255, atol=1e-6)
+    assert load(net, img_size=32, layers=["1"]).layer_names == ["1"]
+    with pytest.raises(ValueError, match="has no option 'imgsize'; it takes img_size, name"): load(net, imgsize=32)

@@ -71,6 +71,13 @@ def test_channels_and_functions_are_named_alike():
     assert who.blind() in who.words
 
 
+def test_a_backbone_of_ones_own_is_taken_as_it_is():
+    by_name, units = cs.describer(encoder="zoo/convnet"), {"layer4": [0, 5, 9]}
+    own = cs.describer(encoder=by_name.encoder, clip="zoo/coca")
+    assert own.encoder is by_name.encoder and own.spec == "zoo/convnet"
+    assert own.describe(IMAGES, units=units) == by_name.describe(IMAGES, units=units)
+
+
 def test_bad_input_is_told(tmp_path):
     empty, many, raw = (tmp_path/n for n in ("empty.txt", "many.txt", "raw.txt"))
     empty.write_text("\n\n"); many.write_text("a red thing\nred\nred\n"); raw.write_bytes(b"\xff\xfe\x00r")

@@ -96,6 +96,7 @@ def test_metadata_is_what_settings_say(tmp_path):
     assert all("=vlnotes." in d for d in m["entry_points"]["vlnotes.describers"])
     assert {"vlnotes", "vlnotes.experiments", "vlnotes.tutorials"} <= set(m["packages"])
     assert {"references.bib", "weights/*.safetensors"} <= set(m["package_data"]["vlnotes"])
+    assert {"*.ipynb", "results/*.json"} <= set(m["package_data"]["vlnotes.experiments"]) # tutorials read the kept results
 
 
 def test_version_is_one(): assert f'__version__ = "{metadata(None)["version"]}"' in (ROOT / "vlnotes" / "__init__.py").read_text()

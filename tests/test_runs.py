@@ -474,6 +474,16 @@ def test_question_and_copies(tmp_path, monkeypatch):
     assert isinstance(real("experiments"), dict)
 
 
+def test_kept_results_are_read_back(tmp_path, monkeypatch):
+    (tmp_path/"experiments/results").mkdir(parents=True)
+    (tmp_path/"experiments/results/a.json").write_text('{"metrics": {"score": 1}}')
+    monkeypatch.setattr(launcher, "_home", lambda: tmp_path)
+    assert launcher.result("a") == {"metrics": {"score": 1}}
+    with pytest.raises(FileNotFoundError, match="no kept result 'aa'.*'a'"): launcher.result("aa")
+    (tmp_path/"experiments/results/b.json").write_text('{"metrics":')
+    with pytest.raises(ValueError, match="b.json is not JSON"): launcher.result("b")
+
+
 def test_signatures_of_addresses_are_masked():
     kept = runs.masked({"data": "https://host/{00..09}.tar?X-Amz-Signature=abcdef&x=1", "other": "https://host/a?se=1&sig=q%2B1"})
     assert kept == {"data": "https://host/{00..09}.tar?X-Amz-Signature=***&x=1", "other": "https://host/a?se=1&sig=***"}

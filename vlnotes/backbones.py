@@ -220,9 +220,12 @@ def freeze(model: nn.Module) -> nn.Module:
     "Eval mode, no gradients."
     return model.eval().requires_grad_(False)
 
-def _given(model, size=None, **data):
+def _given(model, img_size=None, **data):
     "A model as it is; one of timm brings its transform, with `data` changed."
-    if not hasattr(model, "pretrained_cfg"): return Backbone(model, type(model).__name__, input_size=pair(size or 224))
+    size, own = img_size, ("name", "mean", "std", "transform", "layers")
+    if not hasattr(model, "pretrained_cfg"):
+        if odd := [k for k in data if k not in own]: raise ValueError(f"a module of one's own has no option {odd[0]!r}; it takes img_size, {', '.join(own)}")
+        return Backbone(model, **{"name": type(model).__name__, "input_size": pair(size or 224)} | data)
     from timm.data import create_transform, resolve_data_config
     size = size or getattr(getattr(model, "patch_embed", None), "img_size", None)
     cfg = resolve_data_config(data | ({"input_size": (3, *pair(size))} if size else {}), model=model)
@@ -360,14 +363,14 @@ def load(spec: str | nn.Module, # SOURCE/NAME[?OPTION=NUMBER&…][@random|@FILE]
          device: str | torch.device | None = None, # where a new model is put: the CPU unless given
          dtype: torch.dtype | str | None = None, # e.g. `torch.bfloat16`, or its name; features follow
          seed: int = 0, # of random weights
-         **options, # for the library's own factory, e.g. `img_size=(64, 96)`
+         **options, # for the library's own factory, e.g. `img_size=(64, 96)`; of a module also name, mean, std, transform, layers
         ) -> Backbone:
     """A frozen encoder. A module of one's own is taken as it is, in eval mode and without gradients.
 
     Raises `ValueError` for an unknown name or a checkpoint of another model, `FileNotFoundError` for a missing file."""
     if isinstance(dtype, str) and dtype not in ("float32", "bfloat16", "float16"): raise ValueError(f"dtype is {dtype!r}; choose float32, bfloat16 or float16.")
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    if isinstance(spec, nn.Module): return _given(spec, options.get("img_size")).to(device, dtype)
+    if isinstance(spec, nn.Module): return _given(spec, **options).to(device, dtype)
     source, _, name = spec.partition("/")
     if source not in SOURCES or not name: raise unknown("encoder", spec, [f"{s}/NAME" for s in SOURCES])
     weights = ""

@@ -40,21 +40,14 @@ def make(name:str="devil", **options): # a describer
         raise ValueError(f"the describer {name!r} does not take {str(e).rpartition(' ')[2]}: leave it out.") from None
 
 # %% ../nbs/62_describe.ipynb #0adf8240
-def _centre(note, box): # is this the cell over the centre of the box?
-    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    return note.x0 <= x < note.x1 and note.y0 <= y < note.y1
-
 def scoreboard(notes:Notes, scenes, describer)->list[dict]: # one row per layer, then constant, shuffled, blind
     "Notes about drawn scenes held against their truth."
     place, facts, own = {i: k for k, i in enumerate(scenes.ids)}, truth.regions(scenes), truth.owners(scenes)
-    boxes, first, rows, said = scenes.boxes(), scenes.offsets, [], {}
+    rows, said = [], {}
     for layer in notes.unique("layer"):
-        cell, whole = [None] * len(own), [None] * len(scenes)
-        for n in notes.filter(layer=layer):
-            i = place[n.image_id]
-            if n.row is None: whole[i] = n.text; continue
-            for r in range(first[i], first[i + 1]):
-                if _centre(n, boxes[r]): cell[r] = n.text
+        mine, whole = notes.filter(layer=layer), [None] * len(scenes)
+        cell = [n and n.text for n in truth.over(mine, scenes)]
+        for n in mine.filter(row=None): whole[place[n.image_id]] = n.text
         said[layer] = ([t or "" for t in cell] if any(cell) else None, whole if any(whole) else None)
     judge = lambda who, c, w: {"who": who, **(truth.row(who, truth.right(c, facts, scenes.vocab)) if c else {}), **(truth.f1(w, scenes) if w else {})}
     rows = [judge(l, c, w) for l, (c, w) in said.items()]

@@ -204,17 +204,21 @@ class Concepts:
         "What is said without looking at a unit: the word that fits the images best on the whole."
         return self.words[int(self.sims.mean(1).argmax())] if self.seen else ""
 
-def describer(model=None, encoder=None, device="cpu", probe=None, # `model` and `probe` are not used: nothing is trained, and all images are looked at
+def describer(model=None, # like `probe` not used: nothing is trained, and all images are looked at
+              encoder=None, # a name, or a backbone or module of one's own
+              device="cpu", probe=None,
               words=None, # a file, one word or phrase a line; None: the drawn world's words
               clip=None, # contrastive model; None: zoo/coca for zoo encoders, else open_clip's ViT-B-32
               metric: str = "pearson", # or spearman, cosine, soft-wpmi
               prompt: str | None = None, # with {} for the word
               unit=None) -> Concepts:
     "The describer of the command line: `vlnotes describe --by concepts`."
-    spec = encoder or "zoo/convnet"
+    encoder = "zoo/convnet" if encoder is None else encoder
+    spec = encoder if isinstance(encoder, str) else getattr(encoder, "name", type(encoder).__name__)
     clip = clip or ("zoo/coca" if spec.startswith("zoo/") else "open_clip/ViT-B-32@openai")
     if metric not in ("pearson", "spearman", "cosine", "soft-wpmi"): raise ValueError(f"there is no metric {metric!r} for concept search: pearson, spearman, cosine or soft-wpmi")
     prompt = prompt or PROMPT.get(clip, "a photo of a {}")
     if "{}" not in prompt: raise ValueError(f"the prompt {prompt!r} has no place for the word: write {{}} in it")
     chosen = word_list(words)
-    return Concepts(backbones.load(spec, device=device), contrastive(clip, device), chosen, metric, prompt, unit, spec=spec)
+    bb = encoder.to(device) if isinstance(encoder, Backbone) else backbones.load(encoder, device=device)
+    return Concepts(bb, contrastive(clip, device), chosen, metric, prompt, unit, spec=spec)
