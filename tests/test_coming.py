@@ -8,7 +8,8 @@ In the column `here`, what stands in backticks is one of
     $NAME                        an environment variable that the package reads
     vlnotes[EXTRA]               an extra
     PATH/file.ext                a file: every part in lower case is spelt by what else the cell names
-Words in capitals stand for what the reader fills in. Elsewhere on a page only what begins with `vlnotes` is looked up."""
+Words in capitals stand for what the reader fills in. Elsewhere on a page only what begins with `vlnotes` is looked up.
+The commands that the README, the data page and all notebooks show are looked up in the same way."""
 import ast
 import dataclasses
 import importlib
@@ -147,7 +148,7 @@ def run(free, given, pairs):
     return [where, source("vlnotes.launcher"), source("vlnotes.runs")]
 
 def data(free, given, pairs):
-    if not free: know(not pairs, "options of no data set"); return [source("vlnotes.fetch")]
+    if not free or placeholder(free[0]): know(not pairs, "options of no data set"); return [source("vlnotes.fetch")]
     d = fetch._find(free[0]) if free[0] in {e.name for e in entry_points(group="vlnotes.datasets")} | set(fetch.DATASETS) else None
     know(d is not None, f"there is no data set {free[0]!r}")
     where = source("vlnotes.fetch") + "".join(source(f.__module__) for f in (d.make, d.check) if f) + "\n".join([*d.layout, *(f.url for f in d.files), *(f.dest for f in d.files)])
@@ -163,6 +164,7 @@ def import_(free, given, pairs):
     return [where, *(source(f"vlnotes.{free[0]}.{p.stem}") for p in sorted((ROOT / "vlnotes" / free[0]).glob("*.py")) if p.stem != "__init__")]
 
 def step(free, given, pairs):
+    if free and placeholder(free[0]): return [source("vlnotes.runs")]
     know(free and callable(getattr(dotted(f"vlnotes.{free[0]}")[0], "step", None)), f"vlnotes.{free[:1]} is no step")
     return [source(f"vlnotes.{free[0]}")]
 
@@ -268,6 +270,30 @@ def test_a_page_of_the_guide_is_prose_and_tables(page):
     assert len({c["id"] for c in doc["cells"]}) == len(doc["cells"])
     first = "".join(doc["cells"][0]["source"]).splitlines()
     assert first[0].startswith("# Coming from ") and any(x.startswith("> ") for x in first[1:3])
+
+
+def shown(md):
+    "The commands that a text shows: lines of its blocks up to a comment, and what stands in backticks."
+    blocks = "\n".join(re.findall(r"```(?:sh)?\n(.*?)```", md, re.S)).replace("\\\n", " ")
+    found = [re.split(r"\s{2,}| #", line)[0] for line in blocks.splitlines()] + [" ".join(t.split()) for t in ticks(re.sub(r"```.*?```", "", md, flags=re.S))]
+    for line in found:
+        for part in line.split("&&"):
+            words = part.split()
+            while words and words[-1].startswith("-"): words.pop() # "`vlnotes run -f`", as prose says it
+            if words[:1] == ["vlnotes"] and len(words) > 1: yield " ".join(words)
+
+TEXTS = [ROOT / f for f in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md")] + layout.notebooks(ROOT)
+
+def test_every_command_that_a_text_shows_is_there():
+    bad, n = [], 0
+    for path in TEXTS:
+        md = path.read_text(encoding="utf-8") if path.suffix == ".md" else "\n\n".join("".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+        for line in dict.fromkeys(shown(md)):
+            n += 1
+            try: resolve(line)
+            except (Unknown, ValueError) as e: bad.append(f"{path.relative_to(ROOT)}: {line}: {e}")
+    assert not bad, "\n".join(bad)
+    assert n > 200
 
 
 # ---- what the package itself knows of the originals has a row
