@@ -188,7 +188,9 @@ def test_settings():
     assert runs.settings(presets, "small", lr=None, layers=3) == {"lr": .2, "layers": 3} and presets["small"]["layers"] == [1]
     with pytest.raises(ValueError, match="no preset 'smal'; the nearest is 'small'"): runs.settings(presets, "smal")
     with pytest.raises(ValueError, match="sets no 'layer'; the nearest is 'layers'"): runs.settings(presets, "tiny", layer=1)
+    presets = {"tiny": {"lr": .1, "layers": 1}, "small": {"lr": .2, "layers": ""}} # a count here, names there
     with pytest.raises(ValueError, match="lr must be a number"): runs.settings(presets, "tiny", lr="fast")
+    assert runs.settings(presets, "tiny", layers=["a", "b"])["layers"] == ["a", "b"]
 
 
 # parameters
@@ -315,7 +317,8 @@ def test_failure_keeps_the_partial_notebook_and_resumes(tmp_path):
 def test_cell_time_limit(tmp_path):
     nb = notebook(tmp_path/"a.ipynb", "print('begun', flush=True); time.sleep(900)")
     t = time.time()
-    with pytest.raises(RuntimeError, match="a: code cell 4 of 4 ran longer than the limit of 2 s"): quiet(nb, {"lr": 1}, tmp_path/"run", cell_timeout=2)
+    with pytest.raises(RuntimeError, match="a: code cell 4 of 4 ran longer than the limit of 2 s"): quiet(nb, {"lr": 1}, tmp_path/"run", cell_timeout=1.5)
+    with pytest.raises(ValueError, match="a cell may take 0 seconds"): quiet(nb, {"lr": 1}, tmp_path/"none", cell_timeout=0)
     assert time.time() - t < 250 and manifest(tmp_path/"run")["status"] == "failed" and "begun" in (tmp_path/"run/a.ipynb").read_text()
 
 

@@ -7,7 +7,7 @@ __all__ = ['experiments', 'find_notebook', 'parameters', 'question', 'copy', 're
            'check_params', 'run_notebook', 'check']
 
 # %% ../nbs/07_launcher.ipynb #fe8e8da1
-import ast, os, re, shutil, sys, tempfile, tokenize
+import ast, math, os, re, shutil, sys, tempfile, tokenize
 from io import StringIO
 from pathlib import Path
 
@@ -186,10 +186,11 @@ def _papermill(node, path, params, timeout, progress, run_dir):
         def _kernel_spec_manager_default(self): return Specs(parent=self)
         shutdown_wait_time = 20. # children of a cell (torchrun) need time to stop theirs
 
+    if timeout is not None and not timeout > 0: raise ValueError(f"a cell may take {timeout} seconds: give a number above 0, or none for as long as it takes")
     stream = {"stdout_file": sys.stdout, "stderr_file": sys.stderr} if progress else {}
     bar = {"desc": path.stem, "file": sys.stderr, "leave": False} if progress else False
     papermill.execute_notebook(node, str(path).replace("{", "{{").replace("}", "}}"), parameters=params, kernel_name="python3", language="python",
-                               progress_bar=bar, start_timeout=120, execution_timeout=timeout, kernel_manager_class=Kernel, **stream)
+                               progress_bar=bar, start_timeout=120, execution_timeout=timeout and math.ceil(timeout), kernel_manager_class=Kernel, **stream)
 
 
 def _running_cell(path): # (In[k] of the last cell that began, number of code cells)
@@ -204,7 +205,7 @@ def _execute(node, path, params, timeout, progress, run_dir): # runs it; a failu
     try: _papermill(node, path, params, timeout, progress, run_dir)
     except (PapermillExecutionError, CellTimeoutError, DeadKernelError) as e:
         k, n = _running_cell(path)
-        if isinstance(e, CellTimeoutError): why = f"ran longer than the limit of {timeout} s"
+        if isinstance(e, CellTimeoutError): why = f"ran longer than the limit of {math.ceil(timeout)} s"
         elif isinstance(e, DeadKernelError): why = "lost its Python process (killed, or out of memory)"
         else: why = "failed: " + f"{e.ename}: {e.evalue}".strip().split("\n")[0]
         raise RuntimeError(f"{path.stem}: code cell {k} of {n} {why} (executed so far: {path})") from None
@@ -215,7 +216,7 @@ def run_notebook(
     params=None, # as in `check_params`
     out: str | Path | None = None, # the run folder; default `runs/<name>-<time>`
     resume: bool = False, # go on in `out` with the same parameters; long steps continue from their checkpoints
-    cell_timeout: float | None = None, # seconds a single cell may take
+    cell_timeout: float | None = None, # seconds a single cell may take, rounded up
     progress: bool = True, # a bar over the cells, and what they print
     files=(), # parameter files; a copy is kept in the run
 ) -> Path: # the executed notebook, in the run folder

@@ -324,7 +324,8 @@ def settings(
     base = presets[preset]
     for k, v in given.items():
         if k not in base: raise ValueError(f"the preset {preset!r} sets no {k!r}{nearest(k, base)}")
-        if isinstance(base[k], (int, float)) and not isinstance(v, (int, float, type(None))):
+        number = all(isinstance(p.get(k), (int, float)) for p in presets.values()) # in one preset text, so it may be text in all
+        if number and not isinstance(v, (int, float, type(None))):
             raise ValueError(f"{k} must be a number like the preset's {base[k]!r}, not {v!r}")
     return {**base, **{k: v for k, v in given.items() if v is not None}}
 
