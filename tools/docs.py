@@ -70,6 +70,7 @@ def write(source, root):
     site.pages |= {"data/README.md": "data-sets", "CHANGELOG.md": "changelog", "CONTRIBUTING.md": "contributing", f"{lib}/references.bib": "citing",
                    "nbs/experiments": "experiments", "nbs/experiments/results": "experiments", "nbs/tutorials": "tutorials"}
     modules = {path: f"{lib}.{page_of(path).replace('/', '.')}" for path, k in kinds.items() if k == "library"}
+    site.page_of = {module.removeprefix(f"{lib}."): site.pages[path] for path, module in modules.items()}
     for module in modules.values(): site.add_module(root/f"{module.replace('.', '/')}.py", module)
     kept = results.kept(root/"nbs/experiments/results")
     drawn = figures.draw(kept, source/"images")

@@ -198,7 +198,7 @@ def markdown(e, link=lambda s: s, depth=0):
     if e.kind == "property" and e.returns: head.append(f":type: {' '.join(e.returns.split())}")
     head += [f":{o}:" for o in e.options]
     shown = table(e)
-    after = f"Returns {remark(e.result)}" if e.result and not shown else ""
+    after = f"*Returns* {remark(e.result)}" if e.result and not shown else ""
     base = f"Built on `{'`, `'.join(e.bases)}`." if e.bases and e.bases != ("NamedTuple",) and not e.doc else ""
     return "\n".join([*head, "", "\n\n".join(s for s in (link(prose(inspect.cleandoc(e.doc))), base, shown, after, inner) if s), fence])
 

@@ -4,6 +4,7 @@ exclude_patterns = ["results/*.json"]
 
 nb_execution_mode = "off" # outputs come from the notebooks
 nb_output_stderr = "remove"
+nb_render_markdown_format = "myst"
 nb_merge_streams = True
 nb_ipywidgets_js = {} # a widget needs a kernel, and its script another host
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline", "attrs_block"]

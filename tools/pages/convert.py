@@ -30,6 +30,7 @@ class Site:
         self.root, self.git, self.branch = Path(root), git_url.rstrip("/"), branch
         self.pages = {} # path in the checkout -> page, without ending
         self.entries, self.imports = {}, {} # module -> {name: Entry}, {name: full name of what it imports from the library}
+        self.page_of = {} # module, without the library's name -> page
         self.broken = [] # sentences
         self.files = {} # path in the checkout -> path below the site's source: pictures and downloads
 
@@ -93,11 +94,13 @@ class Site:
         found = self.known["all"].get(name, set())
         return next(iter(found)) if len(found) == 1 else None
 
-    def refer(self, markdown, module=""):
+    def refer(self, markdown, module="", here=""):
         "Names in backticks that belong to the library become references to their explanation."
         def one(m):
             full = None if FILE.search(m[1]) else self.resolve(m[1], module)
-            return f"{{py:obj}}`{m[1]}{m[2] or ''} <{full}>`" if full else m[0]
+            if full: return f"{{py:obj}}`{m[1]}{m[2] or ''} <{full}>`"
+            page = self.page_of.get(m[1].removeprefix("vlnotes.")) if "." in m[1] else None
+            return f"[`{m[1]}`]({'../' * here.count('/')}{self.file(page)})" if page else m[0]
         lines = lambda s: "\n".join(t if t.startswith("#") else NAME.sub(one, t) for t in s.split("\n"))
         return outside_fences(markdown, lambda s: "".join(p if k % 2 else lines(p) for k, p in enumerate(re.split(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\]\([^)]*\))", s))))
 
@@ -151,7 +154,7 @@ def convert(nb, site, source, page, module="", origin=""):
     base, heads, cells, before = str(PurePosixPath(source).parent), Headings(), [], ""
     known, shown = site.entries.get(module, {}), set()
     def add(markdown): cells.append({"cell_type": "markdown", "metadata": {}, "id": f"c{len(cells)}", "source": markdown})
-    def link(s): return site.refer(site.links(s, base, page), module)
+    def link(s): return site.refer(site.links(s, base, page), module, page)
     for c in nb["cells"]:
         body = text(c["source"]).strip()
         if c["cell_type"] == "raw": body = front(c)

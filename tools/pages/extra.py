@@ -35,7 +35,7 @@ def library(groups):
 def document(markdown, site, source, page, origin=""):
     "A file of the repository as a page."
     base = source.rpartition("/")[0] or "."
-    return site.refer(site.links(Headings().order(markdown), base, page)) + (f"\n\n{origin}\n" if origin else "\n")
+    return site.refer(site.links(Headings().order(markdown), base, page), here=page) + (f"\n\n{origin}\n" if origin else "\n")
 
 
 def section(nb, title):
@@ -68,17 +68,18 @@ def commands(main):
     "The command line, from the command objects: every command with its arguments and options."
     import click
     parts = ["# Command line\n\nEvery command prints the same with `--help`. Bad input is one sentence and exit code 2."]
+    def told(s): return re.sub(r"(?<![\w`-])(--[a-z][\w-]*)", r"`\1`", escape(s))
     def escape(s): return " ".join((s or "").split()).replace("|", "\\|").replace("<", "&lt;")
     def walk(command, path):
         context = click.Context(command, info_name=path)
         usage = " ".join([path, *command.collect_usage_pieces(context)])
-        parts.append(f"## `{path}`\n\n{escape(command.help)}\n\n```sh\n{usage}\n```")
+        parts.append(f"## `{path}`\n\n{told(command.help)}\n\n```sh\n{usage}\n```")
         rows = []
         for p in command.params:
             if isinstance(p, click.Argument) or p.name == "help": continue
             default = p.default if isinstance(p.default, str | int | float) and not isinstance(p.default, bool) and not p.required else ""
             name = ", ".join(p.opts) + ("" if p.is_flag else f" {p.make_metavar(context)}")
-            rows.append(f"| `{escape(name)}` | {escape(p.help)} | {f'`{default}`' if default not in ('', None) else ''} |")
+            rows.append(f"| `{escape(name)}` | {told(p.help)} | {f'`{default}`' if default not in ('', None) else ''} |")
         if rows: parts.append("| option | what it does | default |\n| --- | --- | --- |\n" + "\n".join(rows))
     for name in sorted(main.commands):
         if not main.commands[name].hidden: walk(main.commands[name], f"vlnotes {name}")

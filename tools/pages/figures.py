@@ -33,7 +33,8 @@ def coca_layers(plots, m):
     plots.layer_curves(a, {k: {last(r["layer"]): r["entropy"] for r in v} for k, v in m["curves"].items() if k != "coca+lens"}, ylabel="entropy of the next word, nats")
     rows = [r for r in m["right"] if r["who"].startswith("transformer")]
     curves(plots, b, rows, FACTORS, ylabel="F1 of the words named", baselines={"best baseline, digit": max(r["digit"] for r in m["right"] if r not in rows)})
-    return fig, "Left: how undecided the decoder is, reading each layer of its own tower and of four controls. Right: which words are right, with 95 % intervals."
+    b.set_ylim(0, 1.04)
+    return fig, "Left: how undecided the decoder is, reading each layer of its own tower and of four controls (*mean* and *zero* are one input each). Right: which words are right, with 95 % intervals."
 
 
 def coca_categories(plots, m):

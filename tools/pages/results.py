@@ -20,7 +20,7 @@ def number(v):
     return str(v)
 
 
-def short(v, most=110):
+def short(v, most=72):
     s = " ".join(number(v).split())
     return s if len(s) <= most else s[:most - 1].rpartition(" ")[0] + " …"
 
@@ -50,11 +50,14 @@ def grid(head, rows):
     return "\n".join("| " + " | ".join(r) + " |" for r in lines)
 
 
-def records(rows, first=None):
+def records(rows):
     "A table of dictionaries; columns that are empty everywhere are left out."
     rows = [merged(r) for r in rows]
     keys = list(dict.fromkeys(k for r in rows for k in r))
     keys = [k for k in keys if any(r.get(k) not in (None, "", [], {}) for r in rows)]
+    if len(keys) > 6 and 1 < len(rows) <= 7: # few records of many numbers: a column each
+        name, *rest = keys
+        return grid([name.replace("_", " "), *(r.get(name) for r in rows)], [[k.replace("_", " "), *(r.get(k) for r in rows)] for k in rest])
     more = f"\n\n*The first {MOST} of {len(rows)} rows; the file below holds all.*" if len(rows) > MOST else ""
     return grid([k.replace("_", " ") for k in keys], [[r.get(k) for k in keys] for r in rows[:MOST]]) + more
 
