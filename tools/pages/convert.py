@@ -202,4 +202,14 @@ def process(path):
     p = NBProcessor(path, procs=[populate_language, add_show_docs, strip_ansi, hide_line, filter_stream_, rm_header_dash, rm_export, hide_])
     p.process()
     kept = ("cell_type", "source", "metadata", "outputs")
-    return {"cells": [{k: c[k] for k in kept if k in c} for c in p.nb.cells]}
+    return {"cells": forwards([{k: c[k] for k in kept if k in c} for c in p.nb.cells])}
+
+
+def forwards(cells):
+    "The processor writes the `show_doc` cells of one exported cell last name first; here they stand as they are defined."
+    out, run = [], []
+    for c in cells:
+        if c["cell_type"] == "code" and SHOW.search(text(c["source"])): run.append(c); continue
+        out += [*reversed(run), c]
+        run = []
+    return out + run[::-1]
