@@ -191,6 +191,11 @@ def test_exported_cells_become_objects(site):
     assert "{py:obj}`crop <vlnotes.m.crop>`" in got[1]["source"]
 
 
+def test_objects_stand_as_the_module_defines_them(site):
+    got = made(site, cell("# m", "markdown"), cell("show_doc(double)"), cell("show_doc(crop)"), cell("show_doc(wait)"), cell("1"), cell("show_doc(Point)"), module="vlnotes.m")
+    assert [re.search(r"(\w+)\(", c["source"])[1] for c in got if "{py:" in c["source"] and "{py:property" not in c["source"]] == ["crop", "double", "wait"] and "Point(" in got[-1]["source"]
+
+
 def test_a_notebook_without_a_title_is_refused(site):
     with pytest.raises(ValueError, match="nbs/a.ipynb has no title"): made(site, cell("x = 1"))
 
@@ -201,7 +206,7 @@ def test_nbdevs_processor_places_the_objects(tmp_path):
     title = {"cell_type": "markdown", "source": "# m", "metadata": {}}
     nb = {"cells": [c | {"id": f"c{k}"} for k, c in enumerate([title, *lesson])], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     (tmp_path / "m.ipynb").write_text(json.dumps(nb))
-    assert [c["source"].strip().split("\n")[-1] for c in convert.process(tmp_path / "m.ipynb")["cells"]] == ["# m", "show_doc(crop)", "show_doc(Point)", "crop(1)"]
+    assert [c["source"].strip().split("\n")[-1] for c in convert.process(tmp_path / "m.ipynb")["cells"]] == ["# m", "show_doc(Point)", "show_doc(crop)", "crop(1)"]
 
 
 # ---- the order of things

@@ -2,7 +2,7 @@
 
 nbdev's processor turns each notebook's exported cells into places for their API, `pages.convert` makes MyST notebooks of them with the stored outputs,
 `pages.results` adds the kept results to the experiments, `pages.figures` draws them, and Sphinx with MyST-NB and Furo makes the site. The order of pages is in
-`pages/contents.toml`. Needs the extra `docs` and nbdev (both come with `dev`).
+`pages/contents.toml`. Needs the extra `docs`.
 """
 import argparse
 import json
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pages import convert, extra, figures, results
 
 HERE = Path(__file__).resolve().parent
-NEEDED = {"sphinx": "docs", "myst_nb": "docs", "furo": "docs", "sphinx_copybutton": "docs", "sphinx_design": "docs", "latex2mathml": "docs", "nbdev": "dev"}
+NEEDED = {"sphinx": "docs", "myst_nb": "docs", "furo": "docs", "sphinx_copybutton": "docs", "sphinx_design": "docs", "latex2mathml": "docs", "nbdev": "docs"}
 
 
 def settings(root):

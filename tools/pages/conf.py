@@ -10,6 +10,7 @@ nb_code_prompt_hide = "Hide the code"
 nb_merge_streams = True
 nb_ipywidgets_js = {} # a widget needs a kernel, and its script another host
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline", "attrs_block"]
+myst_dmath_double_inline = True # `$$` in the middle of a paragraph
 myst_heading_anchors = 4
 
 add_module_names = False

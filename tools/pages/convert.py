@@ -155,7 +155,7 @@ def convert(nb, site, source, page, module="", origin=""):
     known, shown = site.entries.get(module, {}), set()
     def add(markdown): cells.append({"cell_type": "markdown", "metadata": {}, "id": f"c{len(cells)}", "source": markdown})
     def link(s): return site.refer(site.links(s, base, page), module, page)
-    for c in nb["cells"]:
+    for c in in_order(nb["cells"], known):
         body = text(c["source"]).strip()
         if c["cell_type"] == "raw": body = front(c)
         if c["cell_type"] in ("markdown", "raw"):
@@ -185,6 +185,17 @@ def convert(nb, site, source, page, module="", origin=""):
             "metadata": {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}, "language_info": {"name": "python", "pygments_lexer": "ipython3"}}}
 
 
+def in_order(cells, known):
+    "The processor writes the `show_doc` cells of one exported cell last name first; here they stand as the module defines them."
+    out, run = [], []
+    def line(c): e = known.get(SHOW.search(text(c["source"]))[1]); return e.lines[0] if e else 0
+    for c in [*cells, None]:
+        if c is not None and c["cell_type"] == "code" and SHOW.search(text(c["source"])): run.append(c); continue
+        out += sorted(run, key=line) + [c]
+        run = []
+    return out[:-1]
+
+
 def summary(nb):
     "Title and the `>` line of a notebook."
     for c in nb["cells"]:
@@ -202,14 +213,5 @@ def process(path):
     p = NBProcessor(path, procs=[populate_language, add_show_docs, strip_ansi, hide_line, filter_stream_, rm_header_dash, rm_export, hide_])
     p.process()
     kept = ("cell_type", "source", "metadata", "outputs")
-    return {"cells": forwards([{k: c[k] for k in kept if k in c} for c in p.nb.cells])}
+    return {"cells": [{k: c[k] for k in kept if k in c} for c in p.nb.cells]}
 
-
-def forwards(cells):
-    "The processor writes the `show_doc` cells of one exported cell last name first; here they stand as they are defined."
-    out, run = [], []
-    for c in cells:
-        if c["cell_type"] == "code" and SHOW.search(text(c["source"])): run.append(c); continue
-        out += [*reversed(run), c]
-        run = []
-    return out + run[::-1]
