@@ -252,8 +252,11 @@ def test_metrics_of_any_shape_are_tables():
     assert "| loss | 0.500 |" in got[""] and "| who | x |" in got["rows"] and "y" not in got["rows"] and "| p | 1 |" in got["by"]
     many = results.records([{"k": k} for k in range(100)])
     assert many.count("\n| ") == results.MOST + 1 and "first 40 of 100 rows" in many
-    wide = results.records([{"who": w, **{f"m{k}": k for k in range(9)}} for w in "ab"])
-    assert wide.startswith("| who | a | b |") and "| m8 | 8 | 8 |" in wide # few records of many numbers stand side by side
+    wide = [{"who": w, "text": "word " * 20, "n": 7, "of": w + w, **{f"m{k}": k + len(w) for k in range(9)}} for w in ("a", "bb")]
+    got = results.records(wide)
+    assert got.startswith("| who | a | bb |") and "| m8 | 9 | 10 |" in got # few records of many numbers stand side by side
+    assert "In every row: n 7." in got and "In the file below: text." in got and "word word" not in got
+    assert results.records(wide * 5).startswith("| who | of | m0 |") # and many do not
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -91,6 +91,7 @@ def write(source, root):
             at = next(k for k, c in enumerate(nb["cells"]) if c["cell_type"] == "markdown") + 1
             more = [{"cell_type": "markdown", "metadata": {}, "id": f"r{k}", "source": s} for k, s in enumerate([*parts, "## The notebook"])]
             for c in nb["cells"][at:]:
+                if c["cell_type"] == "code" and c["source"].count("\n") > 14: c["metadata"]["tags"].append("hide-input") # long work is folded away
                 if c["cell_type"] == "markdown": c["source"] = convert.outside_fences(c["source"], lambda s: re.sub(r"^##(?=\s)", "###", s, flags=re.M))
             nb["cells"][at:at] = more
         if kinds[path] == "index": front = nb; continue
@@ -118,7 +119,7 @@ def write(source, root):
     if coming: pages["coming"] = extra.overview("Coming from the original", "For those who used one of the five original systems: its commands, flags, configuration keys and files, and what they are called here.", coming, ("system", "what the page holds"))
     pages["verified"] = extra.verified(told["nbs/index.ipynb"][0], site)
     def read(path): return (root/path).read_text(encoding="utf-8")
-    for path in ("data/README.md", "CHANGELOG.md", "CONTRIBUTING.md"): pages[site.pages[path]] = extra.document(read(path), site, path, site.pages[path])
+    for path in ("data/README.md", "CHANGELOG.md", "CONTRIBUTING.md"): pages[site.pages[path]] = extra.document(read(path), site, path, site.pages[path], f"*This page is [`{path}`]({site.blob(path)}).*")
     methods = [("vlnotes", "The software"), *((g["folder"], g["title"]) for g in contents["library"] if "folder" in g), ("trust", "Trust in words")]
     pages["citing"] = extra.citing(read(f"{lib}/references.bib"), methods)
     from vlnotes.cli import main as command

@@ -161,7 +161,7 @@ def code(s):
     return f"{ticks}{' '.join(s.split())}{ticks}".replace("|", r"\|") if s else ""
 
 
-def told(e): return any(p.about for p in e.params) or bool(e.result and e.params)
+def told(e): return any(p.about for p in e.params)
 
 
 def signature(e):

@@ -51,15 +51,24 @@ def grid(head, rows):
 
 
 def records(rows):
-    "A table of dictionaries; columns that are empty everywhere are left out."
+    """A table of dictionaries. What is the same in every row is said once below it, texts of a wide table are left to the file, and few records of many
+    numbers stand side by side."""
     rows = [merged(r) for r in rows]
     keys = list(dict.fromkeys(k for r in rows for k in r))
     keys = [k for k in keys if any(r.get(k) not in (None, "", [], {}) for r in rows)]
-    if len(keys) > 6 and 1 < len(rows) <= 7: # few records of many numbers: a column each
-        name, *rest = keys
-        return grid([name.replace("_", " "), *(r.get(name) for r in rows)], [[k.replace("_", " "), *(r.get(k) for r in rows)] for k in rest])
-    more = f"\n\n*The first {MOST} of {len(rows)} rows; the file below holds all.*" if len(rows) > MOST else ""
-    return grid([k.replace("_", " ") for k in keys], [[r.get(k) for k in keys] for r in rows[:MOST]]) + more
+    notes, same, texts = [], [], []
+    if len(keys) > 8 and len(rows) > 1:
+        same = [k for k in keys[1:] if all(k in r and r[k] == rows[0][k] for r in rows) and len(short(rows[0][k])) < 40]
+        texts = [k for k in keys[1:] if k not in same and any(isinstance(r.get(k), str) and " [" not in r[k] and len(r[k]) > 40 or isinstance(r.get(k), list) and len(number(r[k])) > 40 for r in rows)]
+    keys = [k for k in keys if k not in (*same, *texts)]
+    if "of" in keys and keys[0] == "who": keys = ["who", "of", *[k for k in keys if k not in ("who", "of")]]
+    if len(rows) > MOST: notes.append(f"The first {MOST} of {len(rows)} rows; the file below holds all.")
+    if same: notes.append("In every row: " + ", ".join(f"{k.replace('_', ' ')} {short(rows[0][k])}" for k in same) + ".")
+    if texts: notes.append(f"In the file below: {', '.join(k.replace('_', ' ') for k in texts)}.")
+    below = f"\n\n*{remark(' '.join(notes))}*" if notes else ""
+    name, *rest = [k.replace("_", " ") for k in keys]
+    if len(keys) > 6 and 1 < len(rows) <= 7: return grid([name, *(r.get(keys[0]) for r in rows)], [[t, *(r.get(k) for r in rows)] for t, k in zip(rest, keys[1:])]) + below
+    return grid([name, *rest], [[r.get(k) for k in keys] for r in rows[:MOST]]) + below
 
 
 def scalar(v): return not isinstance(v, dict | list)
@@ -196,11 +205,11 @@ def page(nb, results, figures, where):
     out = []
     if not results:
         out.append("## Last kept result\n\nNo result of this experiment is kept with the sources; run it to see one.")
-    for k, (path, m) in enumerate(results):
+    for path, m in results:
         what = (m.get("values") or m.get("params") or {}).get("what") or (m.get("params") or {}).get("parts")
-        part = f": {what.replace(',', ', ')}" if isinstance(what, str) and what else ""
-        title = f"## Last kept result{part}" if k == 0 or len(results) == 1 else f"## Kept result{part}"
-        date = f"Preset `{m.get('preset')}`, {m.get('started', '')[:10]}, {spent(m.get('seconds'))} on {m.get('cores', 'two')} CPU cores." if m.get("seconds") else f"Preset `{m.get('preset')}`, {m.get('started', '')[:10]}."
+        title = "## Last kept result" if len(results) == 1 else f"## Kept result: {what.replace(',', ', ')}"
+        cores = f" on {m['cores']} CPU cores" if m.get("cores") else ""
+        date = f"Preset `{m.get('preset')}`, {m.get('started', '')[:10]}" + (f", {spent(m['seconds'])}{cores}." if m.get("seconds") else ".")
         out.append(f"{title}\n\n{date}\n\n{section(path, m, figures.get(path.stem), where(path))}")
     out.append("## Parameters and presets\n\nGiven as `-p NAME=VALUE`; what is not given has its preset's value. An empty field is the value of `small`.\n\n" + parameter_table(nb))
     return out
