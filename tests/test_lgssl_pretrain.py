@@ -13,7 +13,7 @@ from vlnotes.lgssl.corpus import build
 from vlnotes.lgssl.objectives import OBJECTIVES, objective
 from vlnotes.lgssl.pairs import embed, pair
 from vlnotes.lgssl.views import RECIPES, boxes, coloured, cropped, crops, plan
-from vlnotes.train import FitConfig, fit, groups, rate
+from vlnotes.train import FitConfig, Order, fit, groups, rate
 
 TINY = {"simclr": dict(hidden=16, out=8), "simsiam": dict(hidden=16, out=8, predict=8), "nnclr": dict(hidden=16, out=8, predict=8, queue=24),
         "swav": dict(hidden=16, out=8, prototypes=6, queue=16, queue_from=1, freeze=1), "lgsimclr": dict(hidden=16, out=8)}
@@ -146,6 +146,29 @@ def test_killed_and_resumed_equals_never_killed(name, world, tmp_path):
     a, b = (backbones.read_weights(tmp_path/f"{r}/encoder/weights.safetensors") for r in "ab")
     assert all(torch.equal(a[k], b[k]) for k in a) and whole["loss"] == resumed["loss"]
     assert (tmp_path/"b/health.json").exists() and whole["health"]["step"] == 4
+
+
+def test_parts_of_an_update_are_averaged_and_each_is_its_own_batch(world, tmp_path):
+    def made(**more):
+        cfg = lg.fitting(dict(steps=1, bs=8, seed=1, lr=.1, **more))
+        return *lg.prepare(config(world, tmp_path, options=dict(hidden=16, out=8), fit=dict(bs=8, **more))), cfg
+    sgd = lambda groups, cfg: torch.optim.SGD([p for g in groups for p in g["params"]], lr=.1)
+    task, data, cfg = made(accumulate=2)
+    assert task.net.parts == 2
+    fit(task, data, cfg, device="cpu", progress=False, optimiser=sgd)
+    same, data, _ = made(accumulate=2)
+    same.train()
+    for _, _, epochs, ids in Order(len(data), cfg):
+        loss, n = same(data.batch(ids, None, epochs), None)
+        assert n == 4
+        (loss / 8).backward()
+    for p in same.parameters(): p.data -= cfg.lr * p.grad
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(task.parameters(), same.parameters()))
+    whole, data, cfg = made()
+    fit(whole, data, cfg, device="cpu", progress=False, optimiser=sgd)
+    assert any(not torch.allclose(a, b, atol=1e-6) for a, b in zip(task.parameters(), whole.parameters())) # fewer negatives: another task
+    for bad, told in ((dict(bs=8, accumulate=3), "accumulate=3 must divide"), (dict(bs=64), "bs=64 pairs an update are asked of 40 images")):
+        with pytest.raises(ValueError, match=told): lg.step(config(world, tmp_path/"bad", fit=dict(steps=1, **bad)))
 
 
 def test_two_processes(world, tmp_path):

@@ -221,6 +221,49 @@ def test_cuts_share_nothing():
     with pytest.raises(ValueError, match="train.:80"): cut("train[:80", labels)
 
 
+def test_so_many_of_every_class():
+    labels = np.random.default_rng(0).integers(0, 6, 500)
+    parts = [cut(t, labels) for t in ("all[:4 each]", "all[4:6 each]", "all[6: each]")]
+    assert np.bincount(labels[parts[0]]).tolist() == [4] * 6 and np.bincount(labels[parts[1]]).tolist() == [2] * 6
+    assert sorted(np.concatenate(parts)) == list(range(500)) and not np.array_equal(parts[0], cut("all[:4 each]", labels, seed=1))
+    assert cut("all[:1 each]", labels, tail=True).tolist() == sorted(int(np.flatnonzero(labels == c)[0]) for c in range(6))
+    with pytest.raises(ValueError, match="40 each"): cut("all[:10% each]", labels)
+
+
+@pytest.mark.parametrize("name", [k for k in catalogue.CATALOGUE if k not in catalogue.NO_METRIC])
+def test_every_set_is_cut_in_three_and_says_what_is_ours(name):
+    e = catalogue.CATALOGUE[name]
+    labels = np.random.default_rng(0).permutation(max(16_000, 120 * e.classes)) % e.classes
+    used = {}
+    for text in e.cuts:
+        rows, split = cut(text, labels), text.partition("[")[0]
+        assert len(np.unique(labels[rows])) == e.classes and not used.setdefault(split, set()) & set(rows) # every class in each, nothing twice
+        used[split] |= set(rows)
+    told = catalogue.rule(name)
+    assert all(t in told for t in e.cuts) and e.ours in told and ("validation: drawn" in told) == (e.cuts[1] not in ("val", "test"))
+    assert "last rows" in catalogue.rule("cifar10", tail=True) and "handwriting" in catalogue.rule("digits")
+
+
+class Rows:
+    "What the catalogue asks of a data set of Hugging Face."
+    column_names = ("image", "label")
+    def __init__(self, labels): self.labels = labels
+    def __getitem__(self, k): return self.labels if k == "label" else {"image": Image.new("RGB", (6, 6), (int(self.labels[k]), 0, 0))}
+
+
+def test_a_set_through_the_hub(monkeypatch, tmp_path):
+    import sys
+    import types
+    hub = {"train": Rows([k % 45 for k in range(900)]), "validation": Rows([k % 45 for k in range(450)]), "test": Rows([k % 45 for k in range(450)])}
+    fake = types.SimpleNamespace(load_dataset=lambda name: hub, concatenate_datasets=lambda parts: Rows([v for p in parts for v in p.labels]))
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    d = catalogue.load("resisc45", tmp_path, download=True)
+    assert [len(p) for p in d.parts().values()] == [180, 180, 1440] # tenths of all three together, 40 of every class
+    assert np.bincount(d.train.labels).tolist() == [4] * 45 and d.test.image(7).getpixel((0, 0))[0] == d.test.labels[7]
+    del hub["test"]
+    with pytest.raises(FileNotFoundError, match="cub2011 has no split test"): catalogue.load("cub2011", tmp_path, download=True)
+
+
 def folder(root, counts):
     for split, per in counts.items():
         for c, n in per.items():

@@ -41,6 +41,21 @@ def test_arms(world):
     with pytest.raises(ValueError, match="captions are 'half'"): study.captions(None, "half")
 
 
+def test_partners_are_drawn_among_equal_captions():
+    group = np.array([0, 1, 0, 0, 1, 2, 0])
+    nearest = np.array([[2], [4], [0], [0], [1], [0], [0]]) # the lowest of equals; row 5 has none and is nearest to the first group
+    seen = {i: set() for i in range(7)}
+    for s in range(200):
+        for i, j in enumerate(study.drawn(nearest, group, np.random.default_rng(s))[:, 0]): seen[i].add(int(j))
+    assert seen == {0: {2, 3, 6}, 1: {4}, 2: {0, 3, 6}, 3: {0, 2, 6}, 4: {1}, 5: {0, 2, 3, 6}, 6: {0, 2, 3}}
+    w = study.world(1500, 20, 0)
+    p, texts = study.partners("without", w, 0)[:, 0], w.captions["without"]
+    z = study.embed(texts)
+    first = study.nearest(z).index[:, 0]
+    assert np.bincount(first).max() > 3 * np.bincount(p).max() # no image is everybody's partner
+    assert np.array_equal(z[p], z[first]) # and none is less near
+
+
 def test_arms_start_alike_and_differ_by_their_pairs_alone(world):
     opts = dict(steps=2, bs=16, size=28)
     a, _ = study.train(world, "random", 0, study.partners("random", world, 0), **opts)
@@ -74,6 +89,7 @@ def test_intervals_cover_and_gains_are_paired():
     t = {r["arm"]: r for r in study.table(rows)}
     assert t["without"]["probe_gain"] == pytest.approx(.02) and t["without"]["probe_gain_lo"] > .019 and t["crop"]["probe_hi"] - t["crop"]["probe_lo"] > .05
     assert "better than" in study.reading(list(t.values())) and np.isnan(study.interval([.5])[1])
+    assert "better than random pairs" in study.reading(study.table([r | {"arm": "random"} if r["arm"] == "crop" else r for r in rows], "random"), "random pairs", ["without"])
     worse = study.table([r | {"probe": r["probe"] - .1 * (r["arm"] == "without")} for r in rows])
     assert "worse than" in study.reading(worse)
 
