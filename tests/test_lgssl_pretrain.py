@@ -54,6 +54,16 @@ def test_every_parameter_is_in_one_group_and_the_scale_never_decays():
     assert len(legacy["params"]) == len(wd) + len(plain) and legacy["weight_decay"] == .01
 
 
+def test_tied_weights_count_once_and_frozen_ones_not_at_all():
+    net = objective("lgsimclr", nn.Sequential(nn.Flatten(), nn.Linear(12, 12), nn.Linear(12, 12)), 12, hidden=8, out=4)
+    net.visual_backbone[2].weight = net.visual_backbone[1].weight
+    net.visual_backbone[1].bias.requires_grad_(False)
+    task = lg.Task(net, "global_crop", 2, (.5,) * 3, (.2,) * 3)
+    found = [id(p) for g in groups(task, .01) for p in g["params"]]
+    assert len(found) == len(set(found)) and found.count(id(net.visual_backbone[1].weight)) == 1 and id(net.visual_backbone[1].bias) not in found
+    assert len(found) == sum(p.requires_grad for p in task.parameters())
+
+
 def test_the_rate_is_for_512_pairs_of_all_processes():
     cfg = lg.fitting(dict(lr=1e-3, bs=1024), 2)
     assert cfg.lr == 2e-3 and cfg.bs == 512

@@ -119,3 +119,18 @@ def test_the_study_goes_on_where_it_stopped(tmp_path):
     launcher.run_notebook("lgssl_study", {"preset": "tiny", "seeds": 1, "arms": "crop,label"}, out=tmp_path/"run", progress=False, resume=True)
     found = {(r["arm"], r["seed"]): r for r in runs.read_json(tmp_path/"run/metrics.json")["trials"]}
     assert found["crop", 0]["probe"] == .111 and ("label", 0) in found and ("untrained", 0) in found
+
+
+def test_one_table_over_the_whole_catalogue(tmp_path, monkeypatch):
+    pytest.importorskip("papermill")
+    from vlnotes import launcher, runs
+    from vlnotes.lgssl import catalogue
+    monkeypatch.setenv("VLNOTES_DATA", str(tmp_path/"data"))
+    launcher.run_notebook("lgssl_probe", {"preset": "tiny", "data": "all", "limit": 60, "episodes": 20, "shot": 7}, out=tmp_path/"run", progress=False)
+    made = runs.read_json(tmp_path/"run/metrics.json")
+    rest = [k for k in catalogue.CATALOGUE if k not in catalogue.NO_METRIC]
+    few = [f"{r['data']}, few-shot" for r in made["table"] if "fewshot" not in r]
+    assert "docmnist/digit, few-shot" in few and "digits, few-shot" not in few and "fewer than the 7 shots" in made["missing"][few[0]] # six images a class: no episodes there, and the table goes on
+    assert [r["data"] for r in made["table"]] == list(catalogue.OFFLINE) and sorted(made["missing"]) == sorted([*rest, *few]) and list(made["splits"]) == [*catalogue.OFFLINE, *rest]
+    assert all(w in made["missing"][k] for k, w in (("cifar10", "download=True"), ("imagenet", "put train and val there")))
+    for r in made["table"]: assert r["lo"] <= r["accuracy"] <= r["hi"] and 0 < r["majority"] < 1 and 0 <= r.get("fewshot", 0) <= 1

@@ -135,14 +135,17 @@ class Axes:
     var: Tensor # (rank,)
     mean: Tensor # (d,)
 
-def principal(x, device=None) -> Axes:
+def principal(x, device=None, like: Axes | None = None, # axes of other rows of the same kind, taken where there are as many as features
+             ) -> Axes:
     "Centre features and turn them onto their principal axes."
     x = torch.as_tensor(x).to(device).float()
     mean = x.double().mean(0).float()
     z = x - mean
-    var, axes = torch.linalg.eigh((z.T @ z).double() / len(z))
-    rank = int((var > var[-1].clamp_min(1e-30) * 1e-10).sum())
-    var, axes = var[x.shape[1] - rank:].float().clamp_min(0), axes[:, x.shape[1] - rank:].float()
+    if like is not None and like.axes.shape[0] == like.axes.shape[1]: var, axes = like.var, like.axes # any turn will do, these are near enough
+    else:
+        var, axes = torch.linalg.eigh((z.T @ z).double() / len(z))
+        rank = int((var > var[-1].clamp_min(1e-30) * 1e-10).sum())
+        var, axes = var[x.shape[1] - rank:].float().clamp_min(0), axes[:, x.shape[1] - rank:].float()
     return Axes(torch.cat([z @ axes, z.new_ones(len(z), 1)], 1), axes, var, mean)
 
 # %% ../../nbs/lgssl/04_logistic.ipynb #c6d1f3a1

@@ -117,7 +117,8 @@ def probe_features(f: Features,
         return [accuracy(g, f.y["val"], f.classes, f.per_class, absent) for g in m.predict(f.x["val"])]
     C, curve = sweep(score, search)
     both = ("train", "val") if combine else ("train",)
-    final = solve(np.concatenate([f.x[s] for s in both]), np.concatenate([f.y[s] for s in both]), [C], had)
+    every = np.concatenate([f.x[s] for s in both])
+    final = solve(every if solver == "sklearn" else principal(every, device, x), np.concatenate([f.y[s] for s in both]), [C], had)
     guess, y = final.predict(f.x["test"])[0], f.y["test"]
     acc = accuracy(guess, y, f.classes, f.per_class, absent)
     lo, hi = wilson(int((guess == y).sum()), len(y)) if not f.per_class else _interval(guess, y, f.classes, absent, seed)
