@@ -134,6 +134,7 @@ OFFLINE = ("digits", "docmnist/digit", "docmnist/colour", "docmnist/shape", "doc
 def rule(name: str, tail: bool = False) -> str: # one line
     "How a set is cut, and what about that is ours."
     if name not in CATALOGUE: return "train, val and test as they are" if name.startswith("folder:") else "train, val and test of this package; handwriting is in one of them only"
+    if name in NO_METRIC: return "test images alone, of a folder: for a probe that was fitted on other images"
     e = CATALOGUE[name]
     own = "" if e.cuts[1] in ("val", "test") else "validation: " + ("the last rows of training, in the order of the library" if tail else "drawn per class, seed 23")
     return f"{', '.join(e.cuts)} of {e.source}" + "".join(f"; {t}" for t in (e.ours, own) if t)
