@@ -148,7 +148,7 @@ def _torchvision(e, name, root, download):
             given = {} if e.split is None else {e.split: split if e.split == "split" else split == "train"}
             try: d = kind(str(root), download=download, **given, **e.options)
             except TypeError: d = kind(str(root), **given, **e.options) # it has no download
-            except RuntimeError as err: raise FileNotFoundError(f"{name} is not in {root} ({str(err).splitlines()[0].rstrip('.')}); probe(..., download=True) fetches it through torchvision, or put a copy there") from None
+            except RuntimeError as err: raise FileNotFoundError(f"{name} is not in {root} ({str(err).partition('.')[0]}); probe(..., download=True) fetches it through torchvision, or put a copy there") from None
             opened[split] = (lambda i: d[i][0].convert("RGB")), _targets(d)
         return opened[split]
     return whole
