@@ -30,6 +30,7 @@ class Logistic:
     def predict(self, x, size: int = 8192) -> np.ndarray: # (K, n) classes
         "The likeliest class, for every cost."
         x = torch.as_tensor(x)
+        size = max(1, min(size, 2**26 // self.bias.numel())) # a quarter of a gigabyte of scores at a time
         out = [(p.to(self.weight.device, self.weight.dtype) @ self.weight + self.bias[:, None]).argmax(-1).cpu() for p in x.split(size)]
         return torch.cat(out, 1).numpy()
 
