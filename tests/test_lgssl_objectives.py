@@ -185,6 +185,11 @@ def test_swav_axes_and_stages():
     net.eval()
     net.loss(b)
     assert int(net.step) == 6 # looking does not count
+    net = toy("swav", queue_from=2)
+    net.parts = 2 # of every update: the third update begins with the fifth part
+    for filled in (0, 0, 0, 0, 6):
+        net.loss(b)
+        assert int(net.queues[0].filled) == filled
 
 
 def test_the_queue():

@@ -13,7 +13,7 @@ from vlnotes.lgssl.corpus import build
 from vlnotes.lgssl.objectives import OBJECTIVES, objective
 from vlnotes.lgssl.pairs import embed, pair
 from vlnotes.lgssl.views import RECIPES, boxes, coloured, cropped, crops, plan
-from vlnotes.train import FitConfig, fit, groups, rate
+from vlnotes.train import FitConfig, Order, fit, groups, rate
 
 TINY = {"simclr": dict(hidden=16, out=8), "simsiam": dict(hidden=16, out=8, predict=8), "nnclr": dict(hidden=16, out=8, predict=8, queue=24),
         "swav": dict(hidden=16, out=8, prototypes=6, queue=16, queue_from=1, freeze=1), "lgsimclr": dict(hidden=16, out=8)}
@@ -52,6 +52,16 @@ def test_every_parameter_is_in_one_group_and_the_scale_never_decays():
     assert id(net.language_backbone.transformer.resblocks[0].attn.in_proj_bias) in plain and id(net.language_backbone.ln_final.weight) in plain
     legacy, = groups(lg.Task(net, "global_crop", 2, (.5,) * 3, (.2,) * 3, legacy_decay=True), .01)
     assert len(legacy["params"]) == len(wd) + len(plain) and legacy["weight_decay"] == .01
+
+
+def test_tied_weights_count_once_and_frozen_ones_not_at_all():
+    net = objective("lgsimclr", nn.Sequential(nn.Flatten(), nn.Linear(12, 12), nn.Linear(12, 12)), 12, hidden=8, out=4)
+    net.visual_backbone[2].weight = net.visual_backbone[1].weight
+    net.visual_backbone[1].bias.requires_grad_(False)
+    task = lg.Task(net, "global_crop", 2, (.5,) * 3, (.2,) * 3)
+    found = [id(p) for g in groups(task, .01) for p in g["params"]]
+    assert len(found) == len(set(found)) and found.count(id(net.visual_backbone[1].weight)) == 1 and id(net.visual_backbone[1].bias) not in found
+    assert len(found) == sum(p.requires_grad for p in task.parameters())
 
 
 def test_the_rate_is_for_512_pairs_of_all_processes():
@@ -146,6 +156,29 @@ def test_killed_and_resumed_equals_never_killed(name, world, tmp_path):
     a, b = (backbones.read_weights(tmp_path/f"{r}/encoder/weights.safetensors") for r in "ab")
     assert all(torch.equal(a[k], b[k]) for k in a) and whole["loss"] == resumed["loss"]
     assert (tmp_path/"b/health.json").exists() and whole["health"]["step"] == 4
+
+
+def test_parts_of_an_update_are_averaged_and_each_is_its_own_batch(world, tmp_path):
+    def made(**more):
+        cfg = lg.fitting(dict(steps=1, bs=8, seed=1, lr=.1, **more))
+        return *lg.prepare(config(world, tmp_path, options=dict(hidden=16, out=8), fit=dict(bs=8, **more))), cfg
+    sgd = lambda groups, cfg: torch.optim.SGD([p for g in groups for p in g["params"]], lr=.1)
+    task, data, cfg = made(accumulate=2)
+    assert task.net.parts == 2
+    fit(task, data, cfg, device="cpu", progress=False, optimiser=sgd)
+    same, data, _ = made(accumulate=2)
+    same.train()
+    for _, _, epochs, ids in Order(len(data), cfg):
+        loss, n = same(data.batch(ids, None, epochs), None)
+        assert n == 4
+        (loss / 8).backward()
+    for p in same.parameters(): p.data -= cfg.lr * p.grad
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(task.parameters(), same.parameters()))
+    whole, data, cfg = made()
+    fit(whole, data, cfg, device="cpu", progress=False, optimiser=sgd)
+    assert any(not torch.allclose(a, b, atol=1e-6) for a, b in zip(task.parameters(), whole.parameters())) # fewer negatives: another task
+    for bad, told in ((dict(bs=8, accumulate=3), "accumulate=3 must divide"), (dict(bs=64), "bs=64 pairs an update are asked of 40 images")):
+        with pytest.raises(ValueError, match=told): lg.step(config(world, tmp_path/"bad", fit=dict(steps=1, **bad)))
 
 
 def test_two_processes(world, tmp_path):

@@ -11,7 +11,7 @@ from vlnotes.backbones import load
 from vlnotes.lgssl import catalogue
 from vlnotes.lgssl.catalogue import Features, Labelled, Part, cut
 from vlnotes.lgssl.fewshot import Episodes, episodes, fewshot, knn, score
-from vlnotes.lgssl.logistic import logistic
+from vlnotes.lgssl.logistic import logistic, principal
 from vlnotes.lgssl.probe import COARSE, accuracy, fine, probe, probe_features, sweep
 from vlnotes.sources import Skipped
 
@@ -61,6 +61,34 @@ def test_many_costs_at_once_equal_each_alone_in_any_order_of_rows():
     assert (many.gradient < 1e-5).all()
     part = logistic(f.x["train"], f.y["train"], costs, tol=1e-6, size=17) # rows in pieces
     assert torch.allclose(part.weight, many.weight, atol=1e-3)
+
+
+def test_a_start_and_the_axes_of_other_rows_change_no_answer():
+    f, few = clouds(3), clouds(3, n=6)
+    both, y = np.concatenate([f.x["train"], f.x["val"]]), np.concatenate([f.y["train"], f.y["val"]])
+    plain = logistic(both, y, [1e-2, 1., 1e2], tol=1e-6)
+    half = logistic(f.x["train"], f.y["train"], [1e-3, .1, 10.], tol=1e-6)
+    led = logistic(principal(both, like=principal(f.x["train"])), y, [1e-2, 1., 1e2], tol=1e-6, start=half)
+    assert torch.allclose(plain.weight, led.weight, atol=1e-3) and led.steps.sum() < plain.steps.sum()
+    short = principal(few.x["train"], like=principal(few.x["train"][:5])) # five rows do not span the space
+    assert short.axes.shape == principal(few.x["train"]).axes.shape
+    all_ = plain | half
+    assert len(all_) == 6 and torch.equal(all_.weight[3:], half.weight) and all_.C.tolist() == [1e-2, 1., 1e2, 1e-3, .1, 10.]
+    with pytest.raises(ValueError, match="start has .4, 3.* .12, 3. are right"): logistic(both, y, 1., start=logistic(both[:, :4], y, 1.))
+
+
+def test_the_end_follows_the_objective_down_to_nothing():
+    # two clouds that come apart: at C -> infinity the loss goes to zero, and so does the threshold
+    f = clouds(2, spread=.1)
+    for C in (1e2, 1e4, 1e6):
+        m = logistic(f.x["train"], f.y["train"], C)
+        ref = LogisticRegression(C=C, max_iter=10_000, tol=1e-12).fit(f.x["train"].astype(float), f.y["train"])
+        w, b = np.concatenate([-ref.coef_, ref.coef_]).T / 2, np.array([-1, 1]) * ref.intercept_ / 2
+        def J(W, b, C=C):
+            s = f.x["train"] @ W + b
+            return (np.logaddexp(s[:, 0], s[:, 1]) - s[np.arange(len(s)), f.y["train"]]).mean() + (W ** 2).sum() / (2 * C * len(s))
+        assert m.gradient[0] < 1e-4 * m.objective[0] and J(m.weight[0].double().numpy(), m.bias[0].double().numpy()) < 1.01 * J(w, b)
+        assert m.objective[0] == pytest.approx(J(m.weight[0].double().numpy(), m.bias[0].double().numpy()), rel=1e-3) # single precision tells it however small it is
 
 
 def test_more_features_than_images_and_a_constant_feature():
@@ -155,10 +183,11 @@ def test_two_lines(tmp_path):
 def test_separated_clouds_and_chance():
     f = clouds(8, spread=.01)
     assert fewshot(f, n=50)["mean"] == 1.
-    rng = np.random.default_rng(0)
+    rng, f = np.random.default_rng(0), clouds(8, n=4000)
     noise = Features("n", 8, f.x, {s: rng.permutation(v) for s, v in f.y.items()})
     r = fewshot(noise, n=600)
-    assert abs(r["mean"] - .2) < 3 * (r["hi"] - r["lo"]) and r["chance"] == .2
+    assert abs(r["mean"] - .2) < 3 * r["std"] / 600 ** .5 and r["chance"] == .2 # three standard errors
+    f = clouds(8, spread=.01)
     assert np.allclose(score(np.ones((240, 3)), np.ones((240, 3)), episodes(f.y["train"], f.y["test"], n=20), prototypes=False), .2)
 
 
@@ -177,6 +206,23 @@ def test_products_gathers_and_the_definition_agree(centre, unit, prototypes):
     for products in (True, False):
         got = score(f.x["train"], f.x["test"], e, centre, unit, prototypes, products=products)
         assert np.abs(got - np.array(want)).max() < 1 / 30 and np.abs(got - np.array(want)).mean() < 5e-4 # two distances within 1e-6 are a tie
+
+
+def test_an_episode_has_distinct_classes_and_images():
+    f = clouds(9)
+    e = episodes(f.y["train"], f.y["test"], n=300)
+    for c, s, q in zip(e.classes, e.support, e.query):
+        assert len(set(c)) == 5 and len(set(s.ravel())) == 25 and len(set(q.ravel())) == 30
+        assert (f.y["train"][s] == c[:, None]).all() and (f.y["test"][q] == c[:, None]).all()
+
+
+def test_centring_forgets_the_place_and_unit_length_the_scale():
+    f = clouds(7)
+    e = episodes(f.y["train"], f.y["test"], n=200)
+    a, b = f.x["train"].astype(float), f.x["test"].astype(float)
+    close = lambda u, v: np.abs(u - v).max() <= 1 / 30 + 1e-9 and np.abs(u - v).mean() < 1e-3 # a tie may fall the other way
+    assert close(score(a, b, e), score(a + 3, b + 3, e)) and close(score(a, b, e), score(7 * a, 7 * b, e))
+    assert not close(score(a, b, e, centre=False), score(a + 3, b + 3, e, centre=False)) # without centring the place counts
 
 
 def test_episodes_are_shared_stored_and_uniform(tmp_path):
@@ -219,6 +265,49 @@ def test_cuts_share_nothing():
     assert not a & b and not b & c and len(a | b | c) == 500
     assert cut("test", labels).tolist() == list(range(500)) and cut("train[80%:]", labels, tail=True).tolist() == list(range(400, 500))
     with pytest.raises(ValueError, match="train.:80"): cut("train[:80", labels)
+
+
+def test_so_many_of_every_class():
+    labels = np.random.default_rng(0).integers(0, 6, 500)
+    parts = [cut(t, labels) for t in ("all[:4 each]", "all[4:6 each]", "all[6: each]")]
+    assert np.bincount(labels[parts[0]]).tolist() == [4] * 6 and np.bincount(labels[parts[1]]).tolist() == [2] * 6
+    assert sorted(np.concatenate(parts)) == list(range(500)) and not np.array_equal(parts[0], cut("all[:4 each]", labels, seed=1))
+    assert cut("all[:1 each]", labels, tail=True).tolist() == sorted(int(np.flatnonzero(labels == c)[0]) for c in range(6))
+    with pytest.raises(ValueError, match="40 each"): cut("all[:10% each]", labels)
+
+
+@pytest.mark.parametrize("name", [k for k in catalogue.CATALOGUE if k not in catalogue.NO_METRIC])
+def test_every_set_is_cut_in_three_and_says_what_is_ours(name):
+    e = catalogue.CATALOGUE[name]
+    labels = np.random.default_rng(0).permutation(max(16_000, 120 * e.classes)) % e.classes
+    used = {}
+    for text in e.cuts:
+        rows, split = cut(text, labels), text.partition("[")[0]
+        assert len(np.unique(labels[rows])) == e.classes and not used.setdefault(split, set()) & set(rows) # every class in each, nothing twice
+        used[split] |= set(rows)
+    told = catalogue.rule(name)
+    assert all(t in told for t in e.cuts) and e.ours in told and ("validation: drawn" in told) == (e.cuts[1] not in ("val", "test"))
+    assert "last rows" in catalogue.rule("cifar10", tail=True) and "handwriting" in catalogue.rule("digits")
+
+
+class Rows:
+    "What the catalogue asks of a data set of Hugging Face."
+    column_names = ("image", "label")
+    def __init__(self, labels): self.labels = labels
+    def __getitem__(self, k): return self.labels if k == "label" else {"image": Image.new("RGB", (6, 6), (int(self.labels[k]), 0, 0))}
+
+
+def test_a_set_through_the_hub(monkeypatch, tmp_path):
+    import sys
+    import types
+    hub = {"train": Rows([k % 45 for k in range(900)]), "validation": Rows([k % 45 for k in range(450)]), "test": Rows([k % 45 for k in range(450)])}
+    fake = types.SimpleNamespace(load_dataset=lambda name: hub, concatenate_datasets=lambda parts: Rows([v for p in parts for v in p.labels]))
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    d = catalogue.load("resisc45", tmp_path, download=True)
+    assert [len(p) for p in d.parts().values()] == [180, 180, 1440] # tenths of all three together, 40 of every class
+    assert np.bincount(d.train.labels).tolist() == [4] * 45 and d.test.image(7).getpixel((0, 0))[0] == d.test.labels[7]
+    del hub["test"]
+    with pytest.raises(FileNotFoundError, match="cub2011 has no split test"): catalogue.load("cub2011", tmp_path, download=True)
 
 
 def folder(root, counts):

@@ -41,6 +41,21 @@ def test_arms(world):
     with pytest.raises(ValueError, match="captions are 'half'"): study.captions(None, "half")
 
 
+def test_partners_are_drawn_among_equal_captions():
+    group = np.array([0, 1, 0, 0, 1, 2, 0])
+    nearest = np.array([[2], [4], [0], [0], [1], [0], [0]]) # the lowest of equals; row 5 has none and is nearest to the first group
+    seen = {i: set() for i in range(7)}
+    for s in range(200):
+        for i, j in enumerate(study.drawn(nearest, group, np.random.default_rng(s))[:, 0]): seen[i].add(int(j))
+    assert seen == {0: {2, 3, 6}, 1: {4}, 2: {0, 3, 6}, 3: {0, 2, 6}, 4: {1}, 5: {0, 2, 3, 6}, 6: {0, 2, 3}}
+    w = study.world(1500, 20, 0)
+    p, texts = study.partners("without", w, 0)[:, 0], w.captions["without"]
+    z = study.embed(texts)
+    first = study.nearest(z).index[:, 0]
+    assert np.bincount(first).max() > 3 * np.bincount(p).max() # no image is everybody's partner
+    assert np.array_equal(z[p], z[first]) # and none is less near
+
+
 def test_arms_start_alike_and_differ_by_their_pairs_alone(world):
     opts = dict(steps=2, bs=16, size=28)
     a, _ = study.train(world, "random", 0, study.partners("random", world, 0), **opts)
@@ -74,6 +89,7 @@ def test_intervals_cover_and_gains_are_paired():
     t = {r["arm"]: r for r in study.table(rows)}
     assert t["without"]["probe_gain"] == pytest.approx(.02) and t["without"]["probe_gain_lo"] > .019 and t["crop"]["probe_hi"] - t["crop"]["probe_lo"] > .05
     assert "better than" in study.reading(list(t.values())) and np.isnan(study.interval([.5])[1])
+    assert "better than random pairs" in study.reading(study.table([r | {"arm": "random"} if r["arm"] == "crop" else r for r in rows], "random"), "random pairs", ["without"])
     worse = study.table([r | {"probe": r["probe"] - .1 * (r["arm"] == "without")} for r in rows])
     assert "worse than" in study.reading(worse)
 
@@ -103,3 +119,18 @@ def test_the_study_goes_on_where_it_stopped(tmp_path):
     launcher.run_notebook("lgssl_study", {"preset": "tiny", "seeds": 1, "arms": "crop,label"}, out=tmp_path/"run", progress=False, resume=True)
     found = {(r["arm"], r["seed"]): r for r in runs.read_json(tmp_path/"run/metrics.json")["trials"]}
     assert found["crop", 0]["probe"] == .111 and ("label", 0) in found and ("untrained", 0) in found
+
+
+def test_one_table_over_the_whole_catalogue(tmp_path, monkeypatch):
+    pytest.importorskip("papermill")
+    from vlnotes import launcher, runs
+    from vlnotes.lgssl import catalogue
+    monkeypatch.setenv("VLNOTES_DATA", str(tmp_path/"data"))
+    launcher.run_notebook("lgssl_probe", {"preset": "tiny", "data": "all", "limit": 60, "episodes": 20, "shot": 7}, out=tmp_path/"run", progress=False)
+    made = runs.read_json(tmp_path/"run/metrics.json")
+    rest = [k for k in catalogue.CATALOGUE if k not in catalogue.NO_METRIC]
+    few = [f"{r['data']}, few-shot" for r in made["table"] if "fewshot" not in r]
+    assert "docmnist/digit, few-shot" in few and "digits, few-shot" not in few and "fewer than the 7 shots" in made["missing"][few[0]] # six images a class: no episodes there, and the table goes on
+    assert [r["data"] for r in made["table"]] == list(catalogue.OFFLINE) and sorted(made["missing"]) == sorted([*rest, *few]) and list(made["splits"]) == [*catalogue.OFFLINE, *rest]
+    assert all(w in made["missing"][k] for k, w in (("cifar10", "download=True"), ("imagenet", "put train and val there")))
+    for r in made["table"]: assert r["lo"] <= r["accuracy"] <= r["hi"] and 0 < r["majority"] < 1 and 0 <= r.get("fewshot", 0) <= 1

@@ -23,72 +23,78 @@ class Logistic:
     gradient: np.ndarray # (K,) largest entry of the gradient left
 
     def __len__(self): return len(self.C)
+    def __or__(self, other: "Logistic") -> "Logistic":
+        "Solutions of both."
+        join = lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else np.concatenate([a, b])
+        return Logistic(*(join(getattr(self, k), getattr(other, k)) for k in self.__dataclass_fields__))
     def predict(self, x, size: int = 8192) -> np.ndarray: # (K, n) classes
         "The likeliest class, for every cost."
         x = torch.as_tensor(x)
+        size = max(1, min(size, 2**26 // self.bias.numel())) # a quarter of a gigabyte of scores at a time
         out = [(p.to(self.weight.device, self.weight.dtype) @ self.weight + self.bias[:, None]).argmax(-1).cpu() for p in x.split(size)]
         return torch.cat(out, 1).numpy()
 
 # %% ../../nbs/lgssl/04_logistic.ipynb #4b06c716
-def _loss(z, y, V, reg, norm, size): # objective (K,) in double and gradient (K, d+1, c) at V; z has a column of ones at its end
-    n, (K, D, c) = len(z), V.shape
+def _loss(z, y, V, reg, norm, size): # objective (K,) in double and gradient (K, c, D) at V (K, c, D); z has a column of ones at its end
+    n, (K, c, D) = len(z), V.shape
     total, G = torch.zeros(K, dtype=torch.float64, device=z.device), torch.zeros_like(V)
-    flat = V.permute(1, 0, 2).reshape(D, K * c)
     for a in range(0, n, size):
-        s = (z[a:a + size] @ flat).view(-1, K, c)
-        t = y[a:a + size]
-        at = t[:, None, None].expand(-1, K, 1)
-        top = s.amax(2, keepdim=True)
-        s = s.sub_(top)
-        true = s.gather(2, at).squeeze(2)
-        p = s.exp_()
-        sums = p.sum(2, keepdim=True)
-        total += (sums.squeeze(2).log() - true).sum(0, dtype=torch.float64)
-        p.div_(sums)
-        p.scatter_add_(2, at, p.new_full((1, 1, 1), -1.).expand(len(t), K, 1))
-        G += (z[a:a + size].T @ p.view(len(t), K * c)).view(D, K, c).permute(1, 0, 2)
-    W = V[:, :-1]
+        part = z[a:a + size]
+        m = len(part)
+        e = (V.view(K * c, D) @ part.T).view(K, c, m) # images last: sums over classes then run along memory
+        every, own = e.view(K, c * m), y[a:a + size] * m + torch.arange(m, device=z.device)
+        e -= e.amax(1, keepdim=True)
+        true = every.index_select(1, own)
+        e.exp_()
+        mine = every.index_select(1, own)
+        every.index_fill_(1, own, 0.)
+        rest = e.sum(1) # of the other classes: log(1 + rest) is exact however small it is, 1 - p is not
+        whole = rest + mine
+        total += (torch.log1p(rest + (mine - 1)) - true).sum(1, dtype=torch.float64)
+        e *= (1 / whole)[:, None]
+        every.index_copy_(1, own, -rest / whole)
+        G += (e.view(K * c, m) @ part).view(K, c, D)
+    W = V[..., :-1]
     G /= n
     size_ = W.double().square().sum((1, 2))
     if norm:
         root = (size_ + 1e-12).sqrt()
-        G[:, :-1] += (reg / root).to(V.dtype)[:, None, None] * W
+        G[..., :-1] += (reg / root).to(V.dtype)[:, None, None] * W
         return total / n + reg * root, G
-    G[:, :-1] += reg.to(V.dtype)[:, None, None] * W
+    G[..., :-1] += reg.to(V.dtype)[:, None, None] * W
     return total / n + reg * size_ / 2, G
 
 # %% ../../nbs/lgssl/04_logistic.ipynb #283f2d21
-def _lbfgs(z, y, V, reg, scale, norm, steps, tol, size, memory=10): # (V, objective, iterations, gradient left); scale: (K, D, 1) inverse curvature
-    K = len(V)
-    f, G = _loss(z, y, V, reg, norm, size)
+def _direction(g, S, Y, R, h): # where to: the two loops over steps S and changes Y of the gradient; h (K, 1, D) is the inverse curvature
+    q, al = g.clone(), []
+    for s, d, rho in zip(S[::-1], Y[::-1], R[::-1]):
+        al.append(rho * (s * q).sum((1, 2)))
+        q -= al[-1][:, None, None] * d
+    if S:
+        gamma = (S[-1] * Y[-1]).sum((1, 2)) / (Y[-1] * h * Y[-1]).sum((1, 2)).clamp_min(1e-30)
+        h = h * torch.where(R[-1] > 0, gamma, torch.ones_like(gamma))[:, None, None]
+    q *= h
+    for s, d, rho, a in zip(S, Y, R, al[::-1]): q += (a - rho * (d * q).sum((1, 2)))[:, None, None] * s
+    return q
+
+def _lbfgs(z, y, V, reg, h, norm, steps, tol, size, memory=10): # (V, objective, iterations, gradient left)
+    v, r, K = V, reg, len(V)
+    f, g = _loss(z, y, v, r, norm, size)
+    out, end, left, count = V.clone(), f.clone(), f.float(), torch.zeros(K, dtype=torch.long, device=V.device)
+    live, stuck = torch.arange(K, device=V.device), torch.zeros(K, dtype=torch.bool, device=V.device)
     S, Y, R = [], [], []
-    count, live = torch.zeros(K, dtype=torch.long), torch.arange(K, device=V.device)
-    done_f, left = f.clone(), G.abs().amax((1, 2))
-    out = V.clone()
-    v, g, r, h = V, G, reg, scale
-    for it in range(steps):
-        small = g.abs().amax((1, 2)) < tol
-        if small.any() or it == 0:
-            keep = (~small).nonzero().squeeze(1)
-            if len(keep) < len(live):
-                out[live], done_f[live], left[live] = v, f, g.abs().amax((1, 2))
-                live, v, g, f, r, h = (t[keep] for t in (live, v, g, f, r, h))
-                S, Y, R = ([t[keep] for t in L] for L in (S, Y, R))
-        if not len(live): break
-        q, al = g.clone(), []
-        for s_, y_, rho in reversed(list(zip(S, Y, R))):
-            a = rho * (s_ * q).sum((1, 2)); al.append(a)
-            q -= a[:, None, None] * y_
-        if S:
-            hy = h * Y[-1]
-            gamma = (S[-1] * Y[-1]).sum((1, 2)) / (Y[-1] * hy).sum((1, 2)).clamp_min(1e-30)
-            q = h * q * torch.where(R[-1] > 0, gamma, torch.ones_like(gamma))[:, None, None]
-        else: q = h * q
-        for (s_, y_, rho), a in zip(zip(S, Y, R), reversed(al)): q += (a - rho * (y_ * q).sum((1, 2)))[:, None, None] * s_
+    for it in range(steps + 1):
+        top = g.abs().amax((1, 2))
+        out[live], end[live], left[live], count[live] = v, f, top, it
+        go = (top >= tol * f.clamp_max(1)) & ~stuck
+        if it == steps or not go.any(): break
+        if not go.all():
+            live, v, g, f, r, h = (t[go] for t in (live, v, g, f, r, h))
+            S, Y, R = ([t[go] for t in L] for L in (S, Y, R))
+        q = _direction(g, S, Y, R, h)
         slope = -(g * q).sum((1, 2)).double()
-        bad = slope >= 0
-        if bad.any(): q[bad] = (h * g)[bad]; slope = -(g * q).sum((1, 2)).double()
-        t, new_v, new_f, new_g = torch.ones(len(live), device=v.device, dtype=torch.float64), v.clone(), f.clone(), g.clone()
+        if (bad := slope >= 0).any(): q[bad] = (h * g)[bad]; slope = -(g * q).sum((1, 2)).double()
+        t, new_v, new_f, new_g = torch.ones_like(f), v.clone(), f.clone(), g.clone()
         todo = torch.arange(len(live), device=v.device)
         for _ in range(25):
             trial = v[todo] - t[todo].to(v.dtype)[:, None, None] * q[todo]
@@ -99,21 +105,16 @@ def _lbfgs(z, y, V, reg, scale, norm, steps, tol, size, memory=10): # (V, object
             todo = todo[~ok]
             if not len(todo): break
             t[todo] *= 0.4
-        s_, y_ = new_v - v, new_g - g
-        sy = (s_ * y_).sum((1, 2))
-        rho = torch.where(sy > 1e-12 * (y_ * y_).sum((1, 2)), 1 / sy.clamp_min(1e-30), torch.zeros_like(sy))
-        S, Y, R = [*S, s_][-memory:], [*Y, y_][-memory:], [*R, rho][-memory:]
-        still = (f - new_f) <= 1e-9 * new_f.abs().clamp_min(1e-12)
+        flat = (f - new_f) <= 1e-9 * new_f.abs()
+        known = torch.stack(R).amax(0) > 0 if R else torch.zeros_like(flat)
+        s, d = new_v - v, new_g - g
+        sd = (s * d).sum((1, 2))
+        R = [*R, torch.where(sd > 1e-12 * (d * d).sum((1, 2)), 1 / sd.clamp_min(1e-30), torch.zeros_like(sd))][-memory:]
+        S, Y = [*S, s][-memory:], [*Y, d][-memory:]
+        stuck = flat & ~known
+        if (forget := flat & known).any(): R = [torch.where(forget, 0., rho) for rho in R]
         v, f, g = new_v, new_f, new_g
-        count[live.cpu()] += 1
-        if still.any():
-            out[live], done_f[live], left[live] = v, f, g.abs().amax((1, 2))
-            keep = (~still).nonzero().squeeze(1)
-            live, v, g, f, r, h = (x[keep] for x in (live, v, g, f, r, h))
-            S, Y, R = ([x[keep] for x in L] for L in (S, Y, R))
-        if not len(live): break
-    else: out[live], done_f[live], left[live] = v, f, g.abs().amax((1, 2))
-    return out, done_f, count, left
+    return out, end, count, left
 
 # %% ../../nbs/lgssl/04_logistic.ipynb #2f243b1d
 def checked(x, y, classes: int | None = None, several: bool = True) -> tuple[Tensor, Tensor, int]: # features, labels, class count
@@ -135,24 +136,51 @@ class Axes:
     var: Tensor # (rank,)
     mean: Tensor # (d,)
 
-def principal(x, device=None) -> Axes:
+def principal(x, device=None, like: Axes | None = None, # axes of other rows of the same kind, taken where there are as many as features
+             ) -> Axes:
     "Centre features and turn them onto their principal axes."
     x = torch.as_tensor(x).to(device).float()
     mean = x.double().mean(0).float()
     z = x - mean
-    var, axes = torch.linalg.eigh((z.T @ z).double() / len(z))
-    rank = int((var > var[-1].clamp_min(1e-30) * 1e-10).sum())
-    var, axes = var[x.shape[1] - rank:].float().clamp_min(0), axes[:, x.shape[1] - rank:].float()
+    if like is not None and like.axes.shape[0] == like.axes.shape[1]: var, axes = like.var, like.axes # any turn will do, these are near enough
+    else:
+        var, axes = torch.linalg.eigh((z.T @ z).double() / len(z))
+        rank = int((var > var[-1].clamp_min(1e-30) * 1e-10).sum())
+        var, axes = var[x.shape[1] - rank:].float().clamp_min(0), axes[:, x.shape[1] - rank:].float()
     return Axes(torch.cat([z @ axes, z.new_ones(len(z), 1)], 1), axes, var, mean)
 
+# %% ../../nbs/lgssl/04_logistic.ipynb #c6d1f3a1
+def _order(costs, known, most): # logarithms of costs, solved and not; at most so many at once -> places, batch by batch
+    if not known: return [p.tolist() for p in np.split(np.argsort(costs), range(most, len(costs), most))]
+    left, have, out = set(range(len(costs))), list(known), []
+    while left:
+        gap = {i: min(abs(costs[i] - h) for h in have) for i in left}
+        wide, batch = .6 * max(gap.values()), []
+        for i in sorted(left, key=lambda i: (-gap[i], i)):
+            apart = min((abs(costs[i] - costs[j]) for j in batch), default=np.inf)
+            if len(batch) < most and min(gap[i], apart) >= wide: batch.append(i)
+        have += [costs[i] for i in batch]
+        left -= set(batch)
+        out.append(batch)
+    return out
+
+def _start(known, at, zero): # known: logarithm of a cost -> its solution
+    if not known: return zero
+    near = sorted(known, key=lambda c: abs(c - at))[:3]
+    w = [np.prod([(at - b) / (a - b) for b in near if b != a]) for a in near]
+    if max(np.abs(w)) > 3: return known[near[0]] # too far outside
+    return sum(float(k) * known[a] for k, a in zip(w, near))
+
+# %% ../../nbs/lgssl/04_logistic.ipynb #c6d1f3a5
 def logistic(x, y, # (n, d) features, or `principal` of them; (n,) labels
              C=1.0, # cost, or several: small is a strong penalty
              classes: int | None = None, # from the data set; None: the highest label + 1
              penalty: str = "squared", # or "norm": not squared, as the published code had it
              steps: int = 1000, # iterations at most
-             tol: float = 1e-4, # largest entry of the gradient at the end
+             tol: float = 1e-4, # largest entry of the gradient at the end, of the objective (of 1 where that is larger)
              device=None, size: int = 16_384, # rows at a time
-             width: int = 80, # columns (costs x classes) solved together
+             width: int = 160, # columns (costs x classes) solved together
+             start: Logistic | None = None, # solutions at other costs to begin from
             ) -> Logistic:
     "Solve for all costs. Raises ValueError for NaN, wrong labels or one class."
     if penalty not in ("squared", "norm"): raise ValueError(f"penalty is {penalty!r}; choose squared or norm")
@@ -164,26 +192,23 @@ def logistic(x, y, # (n, d) features, or `principal` of them; (n,) labels
     z, axes, var, mean = turned.z, turned.axes, turned.var, turned.mean
     y, n, (d, rank) = y.to(z.device), len(z), axes.shape
     prior = torch.bincount(y, minlength=classes).float().clamp_min(1e-3).log()
-    V = z.new_zeros(1, rank + 1, classes)
-    V[:, -1] = prior - prior.mean()
-    norm, G0 = penalty == "norm", None
-    if norm: G0 = float(_loss(z, y, V, torch.zeros(1, dtype=torch.float64, device=z.device), False, size)[1][:, :-1].norm())
-    order, group = np.argsort(C), max(1, width // classes)
+    zero = z.new_zeros(classes, rank + 1)
+    zero[:, -1] = prior - prior.mean()
+    norm, G0, known = penalty == "norm", None, {}
+    if norm: G0 = float(_loss(z, y, zero[None], torch.zeros(1, dtype=torch.float64, device=z.device), False, size)[1][..., :-1].norm())
+    if start is not None:
+        if start.weight.shape[1:] != (d, classes): raise ValueError(f"start has {tuple(start.weight.shape[1:])} features and classes; {(d, classes)} are right")
+        for c, w, b in zip(start.C, start.weight.to(z.device), start.bias.to(z.device)): known[float(np.log(c))] = torch.cat([w.T @ axes, (b + mean @ w)[:, None]], 1)
     W, B = z.new_zeros(len(C), d, classes), z.new_zeros(len(C), classes)
     J, its, left = np.zeros(len(C)), np.zeros(len(C), int), np.zeros(len(C))
-    for a in range(0, len(C), group):
-        at = order[a:a + group]
+    for at in _order(np.log(C), known, max(1, width // classes)):
         reg = torch.tensor(1 / (2 * C[at]) if norm else 1 / (C[at] * n), dtype=torch.float64, device=z.device)
-        ridge = (1 / (C[at] * n)) if not norm else np.zeros(len(at))
-        curve = torch.cat([var[None] / 4 + torch.tensor(ridge, dtype=torch.float32, device=z.device)[:, None], z.new_full((len(at), 1), .25)], 1)
-        scale = 1 / curve.clamp_min(1e-12)[..., None]
-        start = V.expand(len(at), -1, -1).clone()
-        got, f, count, g = _lbfgs(z, y, start, reg, scale, norm, steps, tol, size)
-        if norm: # where the penalty outweighs the steepest direction, zero is the exact answer
-            zero = torch.from_numpy(1 / (2 * C[at]) >= G0)
-            got[zero, :-1], got[zero, -1] = 0, prior - prior.mean()
-        V = got[-1:].clone()
-        W[at] = axes @ got[:, :-1]
-        B[at] = got[:, -1] - (mean @ W[at])
-        J[at], its[at], left[at] = f.cpu(), count.numpy(), g.cpu()
+        curve = var / 4 + (torch.zeros_like(reg) if norm else reg)[:, None].float()
+        h = 1 / torch.cat([curve, z.new_full((len(at), 1), .25)], 1).clamp_min(1e-12)[:, None]
+        got, f, count, g = _lbfgs(z, y, torch.stack([_start(known, np.log(C[i]), zero) for i in at]), reg, h, norm, steps, tol, size)
+        if norm: got[torch.from_numpy(1 / (2 * C[at]) >= G0)] = zero # where the penalty outweighs the steepest direction, zero is the exact answer
+        known |= dict(zip(np.log(C[at]).tolist(), got))
+        W[at] = axes @ got[..., :-1].mT
+        B[at] = got[..., -1] - mean @ W[at]
+        J[at], its[at], left[at] = f.cpu(), count.cpu(), g.cpu()
     return Logistic(C, W, B, J, its, left)

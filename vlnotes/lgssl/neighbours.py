@@ -41,6 +41,10 @@ def twins(x: np.ndarray, # (n, d) float32
     return first, place
 
 # %% ../../nbs/lgssl/01_neighbours.ipynb #b6a05be2
+def _best(val, idx, more, keep): # the best of what was there and of what came, best first
+    val, at = torch.cat([val, *(v for v, _ in more)], 1).topk(keep, 1)
+    return val, torch.cat([idx, *(i for _, i in more)], 1).gather(1, at)
+
 def _search(x, ask, k, tile, precision, device, limit): # candidates (len(ask), m) of unit rows x (U, d), best last score first
     half = precision == "bf16"
     keep = k + (15 if half else 0)
@@ -48,20 +52,28 @@ def _search(x, ask, k, tile, precision, device, limit): # candidates (len(ask), 
     out = []
     for a in range(0, len(ask), tile[0]):
         mine = ask[a:a + tile[0]].to(device)
-        q, val, idx = keys[mine], None, None
+        q, val, idx = keys[mine], keys.new_full((len(mine), keep), -torch.inf), mine.new_full((len(mine), keep), -1)
+        room, more = keys.new_empty(len(mine) * min(tile[1], len(keys))), []
         for b in range(0, len(keys), tile[1]):
-            s = q @ keys[b:b + tile[1]].T
+            part = keys[b:b + tile[1]]
+            s = torch.mm(q, part.T, out=room[:len(q) * len(part)].view(len(q), len(part)))
             if limit is not None: s.masked_fill_(s > limit, -torch.inf)
             here = ((mine >= b) & (mine < b + s.shape[1])).nonzero().squeeze(1)
             s[here, mine[here] - b] = -torch.inf
             if k == 1 and half and s.shape[1] % 256 == 0: # a winner from every 256 rows
                 v, i = s.view(len(s), -1, 256).max(2)
-                i += torch.arange(0, s.shape[1], 256, device=i.device)
-            else: v, i = s.max(1, keepdim=True) if k == 1 else s.topk(min(k + (keep - k) * half, s.shape[1]), 1) # `max` takes the first of equals
-            val, idx = (v, i + b) if val is None else (torch.cat([val, v], 1), torch.cat([idx, i + b], 1))
-            if val.shape[1] > 8 * keep: val, at = val.topk(keep, 1); idx = idx.gather(1, at)
-        val, at = val.topk(min(keep, val.shape[1]), 1)
-        idx = idx.gather(1, at)
+                i += torch.arange(b, b + s.shape[1], 256, device=i.device)
+                more.append((v, i))
+                if len(more) * v.shape[1] > 8 * keep or b + tile[1] >= len(keys): val, idx, more = *_best(val, idx, more, keep), []
+                continue
+            rows = (s.amax(1) > val[:, -1]).nonzero().squeeze(1) # after a few tiles, few rows still find something better
+            if not len(rows): continue
+            few = s if len(rows) == len(s) else s[rows]
+            if keep == 1: val[rows], i = few.max(1, keepdim=True); idx[rows] = i + b # of equals, the first
+            else:
+                v, i = few.topk(min(keep, s.shape[1]), 1)
+                val[rows], idx[rows] = _best(val[rows], idx[rows], [(v, i + b)], keep)
+        if more: val, idx = _best(val, idx, more, keep)
         idx[val == -torch.inf] = -1
         out.append(idx.cpu())
     return torch.cat(out)
@@ -89,7 +101,7 @@ def _checked(x):
     x = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x)
     if x.dim() != 2 or len(x) < 2: raise ValueError(f"neighbours are searched among the rows of a matrix with two rows at least, not {tuple(x.shape)}")
     x = x.detach().float().cpu()
-    good = torch.cat([p.isfinite().all(1) for p in x.split(65_536)])
+    good = x.amax(1).isfinite() & x.amin(1).isfinite() # NaN wins both
     if len(bad := (~good).nonzero()): raise ValueError(f"{len(bad)} of {len(x)} vectors hold NaN or infinity, first row {int(bad[0])}; drop them first")
     return x
 
@@ -99,7 +111,7 @@ def nearest(x, # (n, d), array or tensor; need not be of unit length
             groups=None, # (n,) labels: neighbours come from the same group
             limit: float | None = None, # neighbours more similar than this are refused as near-duplicates, equal rows too
             precision: str = "fp32", # or bf16; or faiss: approximate, an inverted file, needs faiss-cpu
-            tile: tuple[int, int] = (1024, 4096), # queries x rows at a time
+            tile: tuple[int, int] = (1024, 2048), # queries x rows at a time
             device="cpu",
            ) -> Neighbours:
     "Exact nearest other rows by cosine, ties by the lower row. Raises ValueError for NaN or fewer than two rows."

@@ -29,6 +29,7 @@ class Objective(nn.Module):
     "A trunk with heads and a loss."
     sampling, augmentation, views, text = "self", "simclr", ("view0", "view1"), ""
     together = False # pass both views through the trunk at once
+    parts = 1 # of an update: each is a batch of its own, and steps are counted in updates
 
     def __init__(self, trunk: nn.Module, width: int | None = None): # images to (B, width)
         super().__init__()
@@ -104,7 +105,7 @@ class SwAV(Objective):
 
     def loss(self, batch):
         with torch.no_grad(): self.prototypes.weight.copy_(normalize(self.prototypes.weight, dim=1))
-        w, step = self.prototypes.weight, int(self.step)
+        w, step = self.prototypes.weight, int(self.step) // self.parts
         if step < self.freeze: w = w.detach() + 0 * w
         z = [normalize(self.visual_project(f), dim=1) for f in self.seen(batch)]
         p, past = [v @ w.T for v in z], [None, None]

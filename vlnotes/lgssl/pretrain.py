@@ -195,6 +195,7 @@ def prepare(cfg: dict, # see `step`
         options["tower"] = TextTower(tok.context, tok.vocab, **cfg.get("tower", {}))
     with seeded(seed + 1): task = Task(objective(name, net, **options), cfg.get("augmentation") or kind.augmentation, size, *pixels_of(cfg.get("encoder", "timm/resnet50")),
                                        cfg.get("legacy_decay", False), cfg.get("channels_last", False))
+    task.net.parts = cfg.get("fit", {}).get("accumulate", 1)
     rows = pairs.usable(cfg.get("least", 0.)) if pairs is not None and kind.sampling == "nn" else None
     limits = {k: cfg[k] for k in ("most", "aspect") if k in cfg}
     data = Views(corpus, kind.sampling, cfg.get("augmentation") or kind.augmentation, size, None if pairs is None else pairs.index, rows, text, seed, skipped, cfg.get("antialias", True), **limits)
@@ -226,8 +227,10 @@ def step(cfg: dict # objective, options, encoder, corpus, pairs, vectors, size, 
     skipped = Skipped(out / "skipped.jsonl")
     task, data = prepare(cfg, skipped)
     if world > 1 and torch.cuda.is_available(): task = nn.SyncBatchNorm.convert_sync_batchnorm(task)
+    f = fitting({"seed": cfg.get("seed", 0), **cfg.get("fit", {})}, world)
+    if f.bs * world > len(data): raise ValueError(f"bs={f.bs * world} pairs an update are asked of {len(data)} images: an image would be its own negative; at most {len(data)} are right")
     watch = Watch(data, out)
-    result = fit(task, data, fitting({"seed": cfg.get("seed", 0), **cfg.get("fit", {})}, world), out / "fit", device=cfg.get("device"), after=watch, progress=cfg.get("progress", True))
+    result = fit(task, data, f, out / "fit", device=cfg.get("device"), after=watch, progress=cfg.get("progress", True))
     if int(os.environ.get("RANK", 0)) == 0:
         save(task.net.visual_backbone, out / "encoder", cfg.get("encoder", "timm/resnet50"), data.size, objective=cfg.get("objective", "lgsimclr"), run=result, skipped=skipped.summary(100))
     return result | {"health": watch.seen[-1] if watch.seen else None, "skipped": len(skipped)}

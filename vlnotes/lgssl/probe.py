@@ -99,7 +99,7 @@ def probe_features(f: Features,
                    solver: str = "batched", # or sklearn, squared only
                    combine: bool = True, # refit on train and validation together
                    absent: str = "ignore", # as in `accuracy`
-                   steps: int = 1000, tol: float = 1e-4, # of the solver
+                   steps: int = 1000, tol: float = 1e-4, # of the solver; scikit-learn's tolerance does not shrink with the objective
                    device=None, seed: int = 0, # of the interval where accuracy is a mean over classes
                   ) -> Probe:
     "A linear probe of given features. Raises ValueError for NaN, wrong labels, one class."
@@ -107,16 +107,18 @@ def probe_features(f: Features,
     if solver == "sklearn" and penalty != "squared": raise ValueError("scikit-learn has the squared penalty alone")
     for s in f.x: checked(f.x[s], f.y[s], f.classes, several=s == "train")
     if lost := np.setdiff1d(np.concatenate([f.y["val"], f.y["test"]]), f.y["train"]).tolist(): raise ValueError(f"{f.name}: the split train has no image of class {lost[0]}")
-    def solve(x, y, costs):
+    def solve(x, y, costs, had=()):
         if solver == "sklearn": return _sklearn(x, y, costs, f.classes, steps, tol)
-        return logistic(x, y, costs, f.classes, penalty, steps, tol, device)
-    x = f.x["train"] if solver == "sklearn" else principal(f.x["train"], device) # once for all costs
+        return logistic(x, y, costs, f.classes, penalty, steps, tol, device, start=had[-1] if had else None)
+    x, had = f.x["train"] if solver == "sklearn" else principal(f.x["train"], device), [] # once for all costs; what is solved
     def score(costs):
-        m = solve(x, f.y["train"], costs)
+        m = solve(x, f.y["train"], costs, had)
+        had.append(had[-1] | m if had else m)
         return [accuracy(g, f.y["val"], f.classes, f.per_class, absent) for g in m.predict(f.x["val"])]
     C, curve = sweep(score, search)
     both = ("train", "val") if combine else ("train",)
-    final = solve(np.concatenate([f.x[s] for s in both]), np.concatenate([f.y[s] for s in both]), [C])
+    every = np.concatenate([f.x[s] for s in both])
+    final = solve(every if solver == "sklearn" else principal(every, device, x), np.concatenate([f.y[s] for s in both]), [C], had)
     guess, y = final.predict(f.x["test"])[0], f.y["test"]
     acc = accuracy(guess, y, f.classes, f.per_class, absent)
     lo, hi = wilson(int((guess == y).sum()), len(y)) if not f.per_class else _interval(guess, y, f.classes, absent, seed)
