@@ -30,7 +30,7 @@ class Desk:
     def __init__(self,
         told: Callable | None = None, # called with a job when it begins, breathes and ends (None)
     ):
-        self.told, self.waiting, self.running, self.open = told, [], [], True
+        self.told, self.waiting, self.running, self.open, self.failed = told, [], [], True, None
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._loop, name="vlnotes desk", daemon=True)
         self.thread.start()
@@ -68,10 +68,12 @@ class Desk:
             self.changed.notify_all()
 
     def wait(self, timeout: float = 60):
-        "Wait until nothing is left to do. Raises `TimeoutError`."
+        "Wait until nothing is left to do. Raises `TimeoutError`, and what a listener raised meanwhile."
         with self.changed:
             if not self.changed.wait_for(lambda: not (self.waiting or self.running), timeout):
                 raise TimeoutError(f"{', '.join(j.kind for j in self.running)} did not end within {timeout} s.")
+            why, self.failed = self.failed, None
+        if why: raise why
 
     def close(self):
         "Stop, and take no more work."
@@ -103,4 +105,4 @@ class Desk:
                 if not self.open: return
             if (job := self._take(lambda j: not j.long) or self._take()) is not None:
                 try: self._do(job)
-                except Exception: pass # noqa: BLE001, S110 - a listener that fails (its page is gone) stops no work
+                except Exception as e: self.failed = e # noqa: BLE001 - a listener that fails (its page is gone, say) stops no work

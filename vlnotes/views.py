@@ -78,9 +78,13 @@ class View:
         e = getattr(self.by._who, "encoder", None) if self.by else None
         return e if isinstance(e, Backbone) else None
 
+    def hush(self): # what was said of the last choice
+        for k in ("image", "method", "layer"): self.said.pop(k, None)
+
     def look(self, image: str | None = None, method: str | None = None, layer: str | None = None, cell: tuple | None = None):
         "Choose; what depends on the choice follows."
         old = self.grids.get((self.method, self.layer))
+        self.hush()
         if image is not None and image != self.id:
             with self.part("image"):
                 new = None if self.gallery.held.get(image, "") is None else self.gallery.open(image)
@@ -240,7 +244,7 @@ def pick(self, unit: int):
         folder = self.exemplars_of()
         tops, why = regions(folder, self.layer, self.unit) if folder else [], None
         try: notes = self.by.ask((), self._teller(folder), units={self.layer: [self.unit]})
-        except Exception as e: # noqa: BLE001 - a guest's; what it responds to is shown all the same
+        except Exception as e: # a guest's; what it responds to is shown all the same
             if isinstance(e, Stopped) or not tops: raise
             notes, why = Notes([]), sentence(e, self.method)
         self.units[key] = notes, tops, why
