@@ -15,7 +15,6 @@ import numpy as np
 from . import panels, report, runs
 from .desk import Desk, Stopped
 from .gallery import Gallery
-from .notes import Notes
 from .views import View, sentence
 from .voices import methods as registered, saved
 
@@ -53,13 +52,13 @@ def layout(on: dict): # the app, a box
     dead.add_class("vln-dead")
     bar = box("bar", *(on[k] for k in ("image", "method", "layer", "path", "upload")), kind=w.HBox)
     line = box("line", on["status"], on["progress"], on["cancel"], kind=w.HBox)
-    left = box("left", on["picture"], box("ask", on["overlay"], on["fill"], kind=w.HBox), on["scores"], box("ask", on["phrase"], on["draw"], kind=w.HBox), on["heard"])
-    right = box("right", on["head"], on["depth"], card(on["cell"]), card(box("ask", on["unit"], on["less"], on["more"], on["pick"], kind=w.HBox), on["filter"]))
+    left = box("left", on["picture"], box("ask", on["overlay"], on["fill"], kind=w.HBox), on["scores"], card(on["cell"]), card(box("ask", on["phrase"], on["draw"], kind=w.HBox), on["heard"]))
+    right = box("right", on["head"], on["depth"], card(box("ask", on["unit"], on["less"], on["more"], on["pick"], kind=w.HBox), on["filter"]))
     return box("app", dead, bar, on["thumbs"], on["far"], line, box("main", left, right, kind=w.Box), box("foot", on["file"], on["save"], on["kept"], kind=w.HBox))
 
 # %% ../nbs/65_explore.ipynb #b9300f07
 THUMBS = 12 # pictures in the strip
-STALE = '<p class="vln-stale"><em>This is where the explorer was. It needs a running kernel: run the cell again.</em></p>'
+STALE = '<p class="vln-stale"><em>This is where the explorer was. It needs a running kernel: run the cell again.</em></p>' # in a notebook opened later
 DOING = {"look": "looking", "fill": "describing every cell", "unit": "looking through images for this filter", "phrase": "scoring the phrase", "open": "opening", "save": "saving"}
 
 class Explorer:
@@ -81,7 +80,7 @@ class Explorer:
         else: gallery, mine = Gallery(images, n, seed), registered(methods, encoder=encoder, device=device)
         if method is not None and method not in mine: raise ValueError(f"there is no method {method!r}{runs.nearest(method, mine)}")
         self.here, self.wish, self.began, self.painting = threading.local(), {}, {}, threading.Lock()
-        self.desk, self.thumbs = Desk(self._told), {}
+        self.desk, self.thumbs, self.shown = Desk(self._told), {}, (None, "")
         self.view = View(gallery, mine, probe, self.desk.breathe)
         self.on = controls()
         self.app, self.busy = layout(self.on), None
@@ -119,12 +118,8 @@ class Explorer:
         self.desk.close()
         for w in (*self.on.values(), self.app): w.close()
 
-    def _repr_mimebundle_(self, **_):
-        return {"text/plain": repr(self), **self.app._repr_mimebundle_()}
-
-    def _ipython_display_(self):
-        from IPython.display import HTML, display
-        display(HTML(STALE), self.app)
+    def _repr_mimebundle_(self, **_): # a page without a kernel shows the second best, which says what to do
+        return self.app._repr_mimebundle_() | {"text/html": STALE, "text/plain": repr(self)}
 
     def __repr__(self): return f"Explorer({len(self.view.gallery)} images, methods {', '.join(self.view.methods)})"
 
@@ -278,9 +273,10 @@ def _paint(self, why=None):
     self._set("head", value=panels.depth_head(v) if v.method else "")
     self._set("depth", items=panels.depth(v) if v.method else [], value=v.layer or "")
     self._set("cell", value=panels.cell(v))
-    self._set("heard", value=panels.phrase(v)); self._set("filter", value=panels.unit(v)); self._set("far", value=panels.alert(v.far(), "vln-far"))
+    self._set("heard", value=panels.phrase(v)); self._set("filter", value=panels.unit(v)); self._set("far", value=panels.alert(v.far(), "vln-strange"))
     (w, h), (x0, y0, x1, y1), heat = v.size, v.frame(), self._over()
-    show = {"src": report.picture(v.image) if v.image is not None else "", "label": f"The image {v.id}", "crisp": max(w, h) <= report.SMALL and v.image is not None,
+    if self.shown[0] is not v.image: self.shown = v.image, report.picture(v.image) if v.image is not None else "" # once per image
+    show = {"src": self.shown[1], "label": f"The image {v.id}", "crisp": max(w, h) <= report.SMALL and v.image is not None,
             "gone": f"There is no picture of {v.id}, only notes." if v.id else "Choose an image.", "size": [w, h],
             "frame": [round(100 * k, 4) for k in (x0 / w, y0 / h, (x1 - x0) / w, (y1 - y0) / h)], "heat": heat[0]}
     grid = v.grid if v.grid and v.found else (0, 0)

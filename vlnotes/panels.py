@@ -77,7 +77,7 @@ def scale(m, words: str) -> str:
 def phrase(view: View) -> str:
     "What stands below the picture about the phrase."
     if "phrase" in view.said: return alert(view.said["phrase"])
-    return scale(view.map, f"log-likelihood of “{escape(view.phrase)}” given each cell of <code>{escape(view.layer)}</code>") if view.map is not None else ""
+    return scale(view.map, f"“{escape(view.phrase)}” at each cell of <code>{escape(view.layer)}</code>: higher speaks more for it; every map has its own range") if view.map is not None else ""
 
 def unit(view: View) -> str:
     "Words and top regions of the chosen filter."
@@ -93,7 +93,6 @@ def unit(view: View) -> str:
 # %% ../nbs/64_panels.ipynb #1179addd
 PICTURE = """export default {render({model, el}) {
 el.classList.add("vln-picture");
-el.closest(".jp-OutputArea, .output_area, body").querySelectorAll(".vln-stale").forEach(e => e.hidden = true);
 const make = (tag, name, into) => {const e = document.createElement(tag); e.className = name; into.append(e); return e};
 const stage = make("div", "vln-stage", el), base = make("img", "vln-base", stage), none = make("p", "vln-none", stage), frame = make("div", "vln-frame", stage);
 const heat = make("img", "vln-heat", frame), grid = make("div", "vln-grid", frame);
@@ -133,7 +132,8 @@ el.setAttribute("role", "radiogroup");
 let keys = [];
 const on = () => keys.filter(k => !k.disabled);
 const mark = () => {const v = model.get("value"), some = keys.some(k => k.dataset.key === v && !k.disabled);
-  keys.forEach(k => {const is = k.dataset.key === v && !k.disabled; k.setAttribute("aria-checked", is); k.tabIndex = is || !some && k === on()[0] ? 0 : -1})};
+  keys.forEach(k => {const is = k.dataset.key === v && !k.disabled; k.setAttribute("aria-checked", is); k.tabIndex = is || !some && k === on()[0] ? 0 : -1;
+    if (is && (k.offsetTop < el.scrollTop || k.offsetTop + k.offsetHeight > el.scrollTop + el.clientHeight)) el.scrollTop = k.offsetTop - el.clientHeight / 3})};
 const draw = () => {
   el.setAttribute("aria-label", model.get("label"));
   keys = model.get("items").map(o => {const b = document.createElement("button");
@@ -167,12 +167,12 @@ CSS = """
 .vln-thumbs button[aria-checked=true]{border-color:var(--acc)}.vln-thumbs .vln-torn{width:52px;height:52px;display:grid;place-content:center;background:#8883;border-radius:3px;font-size:20px;color:var(--soft)}
 .vln-line{display:flex;gap:.8rem;align-items:center;min-height:28px}.vln-line .vln-status{flex:1 1 auto;width:auto!important;min-width:0}.vln-line .vln-progress{flex:0 0 9rem;width:9rem!important;min-width:0}.vln-line .vln-cancel{flex:none}
 .vln-quiet{visibility:hidden}.vln-said{color:var(--no)!important;margin:.2rem 0!important}.vln-said::before{content:"▲ "}
-.vln-far{background:var(--warn);border-left:4px solid var(--wline);padding:.5rem .7rem;border-radius:4px}
+.vln-strange{background:var(--warn);border-left:4px solid var(--wline);padding:.5rem .7rem;border-radius:4px}
 .vln-main{display:grid!important;grid-template-columns:minmax(0,27rem) minmax(0,1fr);gap:1.1rem 1.6rem;align-items:start;margin-top:.4rem}
 .vln-left,.vln-right{display:flex;flex-flow:column!important;gap:.7rem;min-width:0;width:100%!important;overflow:visible}.vln-right>*{width:100%!important}
 .vln-picture{width:100%}.vln-stage{position:relative;overflow:hidden;border-radius:4px;background:#0001;width:100%}.vln-base{position:absolute;inset:0;width:100%;height:100%}
 .vln-crisp .vln-base{image-rendering:pixelated}.vln-grey .vln-base{filter:grayscale(1)}.vln-none{position:absolute;inset:0;display:grid;place-content:center;text-align:center;padding:1rem;color:var(--soft)}.vln-none[hidden]{display:none}
-.vln-frame{position:absolute}.vln-heat{position:absolute;inset:0;width:100%;height:100%}
+.vln-frame{position:absolute}.vln-heat{position:absolute;inset:0;width:100%;height:100%;opacity:.82}.vln-heat[hidden],.vln-base[hidden]{display:none}
 .vln-grid{position:absolute;inset:0;display:grid;grid-template:repeat(var(--h),minmax(0,1fr))/repeat(var(--w),minmax(0,1fr))}
 .vln-grid button{all:unset;cursor:pointer;box-shadow:inset 0 0 0 .5px #fff8,inset 0 0 0 1px #0005}.vln-grid button:hover{background:#fff4}
 .vln-grid button[aria-current]{box-shadow:inset 0 0 0 2.5px #e69f00,inset 0 0 0 4px #000}.vln-grid button:focus-visible{outline:3px solid #e69f00!important;outline-offset:-3px!important}
@@ -180,7 +180,7 @@ CSS = """
 .vln-ask .widget-label{width:auto!important;margin-right:.4rem;color:var(--soft)}
 .vln-scale{display:flex;align-items:center;gap:.5rem;font-size:12px;font-variant-numeric:tabular-nums}.vln-scale i{font-style:normal}
 .vln-scale b{flex:1;height:.5rem;border-radius:2px;background:linear-gradient(90deg,#440154,#414487,#2a788e,#22a884,#7ad151,#fde725)}
-.vln-depth{display:block!important;border-top:1px solid var(--line);max-height:26rem;overflow-y:auto!important}
+.vln-depth{display:block!important;border-top:1px solid var(--line);max-height:46rem;overflow-y:auto!important;position:relative}
 .vln-depth button{all:unset;box-sizing:border-box;cursor:pointer;width:100%;display:grid;grid-template-columns:minmax(4rem,7.5rem) minmax(0,1fr) 4.5rem 3.2rem;gap:.7rem;padding:.42rem .5rem;border-bottom:1px solid var(--line);align-items:baseline}
 .vln-depth button:hover:not(:disabled){background:color-mix(in srgb,var(--acc) 7%,transparent)}.vln-depth button[aria-checked=true]{background:color-mix(in srgb,var(--acc) 11%,transparent);box-shadow:inset 3px 0 0 var(--acc)}
 .vln-depth button:disabled{cursor:default}.vln-name{font:12.5px ui-monospace,"DejaVu Sans Mono",Menlo,monospace;overflow-wrap:anywhere}.vln-num{text-align:right;font-variant-numeric:tabular-nums}
@@ -190,8 +190,9 @@ CSS = """
 .vln-app .ok,.vln-app .no{white-space:nowrap;font-weight:600}.vln-app .ok{color:var(--ok)}.vln-app .no{color:var(--no);text-decoration-thickness:1.5px}.vln-app .ok::after{content:"\\2009✓";font-weight:400}.vln-app .no::after{content:"\\2009✗";display:inline-block}
 .vln-regions{display:flex;flex-wrap:wrap;gap:5px;margin:.5rem 0 .2rem}.vln-regions img{width:84px;height:auto;border-radius:3px;image-rendering:pixelated}
 .vln-dead{display:none!important}.jupyter-widgets-disconnected .vln-dead,.vln-dead.jupyter-widgets-disconnected{display:block!important;background:var(--warn);border-left:4px solid var(--wline);padding:.5rem .7rem!important;border-radius:4px}
+.vln-app .jupyter-widgets-disconnected::before,.vln-app.jupyter-widgets-disconnected::before{display:none!important}.vln-app.jupyter-widgets-disconnected>:not(.vln-dead){opacity:.5;pointer-events:none}
 .vln-foot{display:flex;flex-flow:row wrap!important;gap:.5rem .8rem;align-items:center;margin-top:.6rem;padding-top:.6rem;border-top:1px solid var(--line)}.vln-foot .widget-text{width:16rem}.vln-foot .widget-html{width:auto!important;flex:1}
-@container (max-width:56rem){.vln-main{grid-template-columns:minmax(0,21rem) minmax(0,1fr);gap:1rem}.vln-depth button{grid-template-columns:minmax(3.4rem,5rem) minmax(0,1fr) 3rem;gap:.5rem}.vln-dot{display:none}.vln-regions img{width:64px}}
+@container (max-width:56rem){.vln-main{grid-template-columns:minmax(0,21rem) minmax(0,1fr);gap:1rem}.vln-depth button{grid-template-columns:minmax(0,1fr) 4.5rem 3.2rem;gap:.2rem .6rem}.vln-depth .vln-text{grid-row:2;grid-column:1/-1}.vln-regions img{width:64px}}
 @container (max-width:40rem){.vln-main{grid-template-columns:minmax(0,1fr)}}
 """
 

@@ -101,7 +101,8 @@ class View:
             if layer is not None or self.layer not in self.layers: self.layer = layer or next(iter(self.layers[::-1]), None)
         with self.part("cell"): self._cell(cell, old)
         if self.phrase: self.say(self.phrase)
-        if self.unit is not None and (self.method, self.layer, self.unit) not in self.units: self.unit = None
+        else: self.said.pop("phrase", None)
+        if (self.method, self.layer, self.unit) not in self.units: self.unit = None; self.said.pop("unit", None)
 
 # %% ../nbs/63_views.ipynb #2147eb46
 QUICK = 1. # seconds
@@ -186,8 +187,7 @@ View._cell, View._ask_cells, View.fill, View.frame, View.size = _cell, _ask_cell
 def say(self, phrase: str):
     "Draw the map of a phrase, at this image and layer."
     with self.part("phrase"):
-        phrase = " ".join(phrase.split())
-        self.phrase = ""
+        self.phrase = phrase = " ".join(phrase.split()) # kept where this method has no map: another one may
         if not phrase: raise ValueError("a phrase has at least one word: type one to see where the image speaks for it.")
         draw = getattr(self.by.who, "maps", None)
         if draw is None: raise ValueError(f"{self.method} draws no maps of phrases; a method that does has a function `maps`.")
@@ -196,7 +196,6 @@ def say(self, phrase: str):
             self.breathe()
             m = list(draw([(self.id, self.image)], [phrase], [self.layer]).values())[-1][0][0]
             self.maps[key] = np.asarray(m.detach().cpu().float() if hasattr(m, "detach") else m, float)
-        self.phrase = phrase
 
 View.say = say
 

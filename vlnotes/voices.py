@@ -81,7 +81,10 @@ class Method:
     @property
     def who(self):
         "The describer. Raises what its making raises."
-        if self._who is None: self._who = self._kept(describe.make(self.name, **self.options))
+        if self._who is None:
+            try: self._who = self._kept(describe.make(self.name, **self.options))
+            except ValueError as e: # written for the command line
+                raise ValueError(f"{e} In the explorer: methods={{{self.name!r}: {{'model': FOLDER}}}}." if "--model" in str(e) else str(e)) from None
         return self._who
 
     def teller(self, folder): # the describer of units whose exemplars lie in the folder
