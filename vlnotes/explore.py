@@ -189,7 +189,8 @@ def save(self,
 
 def _keep(self, path=None, got=None): # on the desk
     path = Path(path or self.on["file"].value.strip() or "view.html").expanduser()
-    if not path.suffix: path = path.with_suffix(".html")
+    if path.is_dir(): path = path/"view.html"
+    elif not path.suffix: path = path.with_suffix(".html")
     page = self.view.page()
     path.parent.mkdir(parents=True, exist_ok=True)
     with runs.atomic(path) as tmp: tmp.write_text(page, encoding="utf-8")
