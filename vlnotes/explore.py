@@ -274,6 +274,7 @@ def _paint(self, why=None):
     self._set("head", value=panels.depth_head(v) if v.method else "")
     self._set("depth", items=panels.depth(v) if v.method else [], value=v.layer or "")
     self._set("cell", value=panels.cell(v))
+    if v.unit is not None and "unit" not in v.said: self._set("unit", value=f"{v.layer}:{v.unit}")
     self._set("heard", value=panels.phrase(v)); self._set("filter", value=panels.unit(v)); self._set("far", value=panels.alert(v.far(), "vln-strange"))
     (w, h), (x0, y0, x1, y1), heat = v.size, v.frame(), self._over()
     if self.shown[0] is not v.image: self.shown = v.image, report.picture(v.image) if v.image is not None else "" # once per image
