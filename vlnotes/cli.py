@@ -183,9 +183,19 @@ def cite(method):
 
 @main.command()
 @click.argument("folder", default=".", type=click.Path(path_type=Path))
-def explore(folder):
-    "Open JupyterLab on copies of the tutorials."
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+@click.option("--port", type=int, help="Of the server. [default: JupyterLab's own choice]")
+@click.argument("lab_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF JUPYTERLAB]")
+def explore(folder, no_browser, port, lab_options):
+    "Open JupyterLab on the explorer: its notebook is copied to FOLDER, unless it is there already."
+    try: import anywidget, ipywidgets # noqa: F401 - what the notebook will need
+    except ImportError: raise ImportError("the explorer's widgets are not installed: pip install 'vlnotes[explore]'.") from None
     try: from jupyterlab.labapp import main as lab
     except ImportError: raise ImportError("JupyterLab is not installed: pip install 'vlnotes[explore]'.") from None
-    launcher.copy("tutorials", folder)
-    lab([str(folder)])
+    folder = folder.expanduser().resolve()
+    if folder.exists() and not folder.is_dir(): raise NotADirectoryError(f"{folder} is a file: give a folder for the explorer's notebook.")
+    if (folder/"explore.ipynb").exists(): click.echo(f"{folder}/explore.ipynb is kept as it is")
+    else: click.echo(f"wrote {launcher.copy('explore', folder)[0]}")
+    asked = [f"--ServerApp.root_dir={folder}", "--LabApp.default_url=/lab/tree/explore.ipynb"] + ["--no-browser"] * no_browser + ([f"--port={port}"] if port else [])
+    sys.argv[1:] = [] # what was typed for this command is not JupyterLab's
+    lab([*asked, *lab_options])
