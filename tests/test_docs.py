@@ -327,3 +327,15 @@ def test_formulas_become_mathml():
     for f in (sphinx_ext.inline, sphinx_ext.block):
         with pytest.raises(sphinx_ext.nodes.SkipNode): f(Page, node)
     assert "<mfrac>" in Page.body[0] and Page.body[1].startswith('<div class="math"><math') and 'display="block"' in Page.body[1]
+
+
+@pytest.mark.parametrize("text, jobs, fine", [("[b](b.md) and $x^2$", 1, True), ("[b](nowhere.md)", 1, False), ("[b](#no-such-heading)", 2, False), ("### out of order", 1, False)])
+def test_a_warning_of_sphinx_is_counted(tmp_path, text, jobs, fine):
+    for k in docs.NEEDED: pytest.importorskip(k, reason="building the documentation needs the extra docs")
+    source = tmp_path / "source"
+    source.mkdir()
+    for k in "bcdefg": (source / f"{k}.md").write_text(f"# Page {k}\n")
+    (source / "index.md").write_text(f"# Front\n\n{text}\n\n" + extra.toctree("bcdefg"))
+    found = docs.sphinx(source, tmp_path / "out", tmp_path / "trees", docs.settings(ROOT), jobs)
+    assert (found == 0) == fine and (tmp_path / "out" / "index.html").exists()
+    if fine: assert "<msup>" in (tmp_path / "out" / "index.html").read_text()
