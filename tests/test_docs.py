@@ -1,4 +1,5 @@
 "The documentation's builder: what it reads from modules and notebooks, and what it refuses. The site itself is tested in test_site."
+import ast
 import json
 import re
 import sys
@@ -292,6 +293,19 @@ def test_pictures_are_drawn_from_the_kept_numbers(path, m):
 def test_a_result_that_is_not_kept_is_said(site):
     nb = json.loads(NOTEBOOKS["nbs/experiments/docmnist.ipynb"].read_text(encoding="utf-8"))
     assert "No result of this experiment is kept" in results.page(nb, [], {}, str)[0]
+
+
+def test_the_limits_are_those_of_the_kept_results(monkeypatch):
+    page, space = ROOT / "nbs/guide/limits.ipynb", {}
+    monkeypatch.chdir(page.parent)
+    for c in json.loads(page.read_text(encoding="utf-8"))["cells"]:
+        if c["cell_type"] != "code": continue
+        body = ast.parse("".join(c["source"])).body
+        last = body.pop() if isinstance(body[-1], ast.Expr) else None
+        exec(compile(ast.Module(body, []), str(page), "exec"), space)
+        if last is None: continue
+        now, stored = eval(compile(ast.Expression(last.value), str(page), "eval"), space).data, "".join(c["outputs"][0]["data"]["text/markdown"])
+        assert now == stored, "a kept result has changed since nbs/guide/limits.ipynb was run: run it again, and read whether its sentences still hold"
 
 
 # ---- other pages
