@@ -1,4 +1,5 @@
 "The documentation's builder: what it reads from modules and notebooks, and what it refuses. The site itself is tested in test_site."
+import ast
 import json
 import re
 import sys
@@ -294,6 +295,19 @@ def test_a_result_that_is_not_kept_is_said(site):
     assert "No result of this experiment is kept" in results.page(nb, [], {}, str)[0]
 
 
+def test_the_limits_are_those_of_the_kept_results(monkeypatch):
+    page, space = ROOT / "nbs/guide/limits.ipynb", {}
+    monkeypatch.chdir(page.parent)
+    for c in json.loads(page.read_text(encoding="utf-8"))["cells"]:
+        if c["cell_type"] != "code": continue
+        body = ast.parse("".join(c["source"])).body
+        last = body.pop() if isinstance(body[-1], ast.Expr) else None
+        exec(compile(ast.Module(body, []), str(page), "exec"), space)
+        if last is None: continue
+        now, stored = eval(compile(ast.Expression(last.value), str(page), "eval"), space).data, "".join(c["outputs"][0]["data"]["text/markdown"])
+        assert now == stored, "a kept result has changed since nbs/guide/limits.ipynb was run: run it again, and read whether its sentences still hold"
+
+
 # ---- other pages
 
 def test_all_works_are_cited():
@@ -327,3 +341,15 @@ def test_formulas_become_mathml():
     for f in (sphinx_ext.inline, sphinx_ext.block):
         with pytest.raises(sphinx_ext.nodes.SkipNode): f(Page, node)
     assert "<mfrac>" in Page.body[0] and Page.body[1].startswith('<div class="math"><math') and 'display="block"' in Page.body[1]
+
+
+@pytest.mark.parametrize("text, jobs, fine", [("[b](b.md) and $x^2$", 1, True), ("[b](nowhere.md)", 1, False), ("[b](#no-such-heading)", 2, False), ("### out of order", 1, False)])
+def test_a_warning_of_sphinx_is_counted(tmp_path, text, jobs, fine):
+    for k in docs.NEEDED: pytest.importorskip(k, reason="building the documentation needs the extra docs")
+    source = tmp_path / "source"
+    source.mkdir()
+    for k in "bcdefg": (source / f"{k}.md").write_text(f"# Page {k}\n")
+    (source / "index.md").write_text(f"# Front\n\n{text}\n\n" + extra.toctree("bcdefg"))
+    found = docs.sphinx(source, tmp_path / "out", tmp_path / "trees", docs.settings(ROOT), jobs)
+    assert (found == 0) == fine and (tmp_path / "out" / "index.html").exists()
+    if fine: assert "<msup>" in (tmp_path / "out" / "index.html").read_text()

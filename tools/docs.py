@@ -140,13 +140,13 @@ def write(source, root):
     return {e.full: f"{site.blob(module.replace('.', '/') + '.py')}#L{e.lines[0]}-L{e.lines[1]}" for module, found in site.entries.items() for top in found.values() for e in (top, *top.members)}
 
 
-def sphinx(source, out, trees, cfg, quiet=True):
+def sphinx(source, out, trees, cfg, jobs=1, quiet=True):
     "Run Sphinx; the number of its warnings, each of which is an error."
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils
     about = dict(project=cfg["title"], author=cfg["author"], project_copyright=cfg["copyright"], version=cfg["version"], release=cfg["version"], html_title=f"{cfg['title']} {cfg['version']}")
     with patch_docutils(str(HERE/"pages")), docutils_namespace():
-        app = Sphinx(str(source), str(HERE/"pages"), str(out), str(trees), "html", confoverrides=about, status=None if quiet else sys.stdout, warning=sys.stderr, freshenv=True, exception_on_warning=False)
+        app = Sphinx(str(source), str(HERE/"pages"), str(out), str(trees), "html", confoverrides=about, status=None if quiet else sys.stdout, warning=sys.stderr, freshenv=True, parallel=jobs)
         app.build(force_all=True)
         return app._warncount
 
@@ -156,6 +156,7 @@ def main(argv=None):
     ap.add_argument("--out", type=Path, default=Path("_site"), help="folder of the site; replaced")
     ap.add_argument("--root", type=Path, default=HERE.parent, help="the checkout")
     ap.add_argument("--work", type=Path, default=None, help="folder for what Sphinx reads; _site_src in the checkout by default")
+    ap.add_argument("-j", "--jobs", type=int, default=1, help="processes of Sphinx")
     ap.add_argument("--verbose", action="store_true", help="show what Sphinx does")
     args = ap.parse_args(argv)
     import importlib.util
@@ -170,7 +171,7 @@ def main(argv=None):
     source.mkdir(parents=True)
     sphinx_ext.OBJECTS.update(write(source, root))
     middle = time.time()
-    bad = sphinx(source, made, trees, settings(root), not args.verbose)
+    bad = sphinx(source, made, trees, settings(root), args.jobs, not args.verbose)
     if bad: raise SystemExit(f"docs: {bad} warnings, see above; {out} is as it was")
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)

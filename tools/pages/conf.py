@@ -23,6 +23,7 @@ html_math_renderer = "mathml"
 html_static_path = ["static"]
 html_favicon = "static/vlnotes.svg"
 html_css_files = ["vlnotes.css"]
+html_js_files = ["disk.js"]
 html_show_sphinx = False
 html_copy_source = False
 html_show_sourcelink = False
