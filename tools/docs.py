@@ -166,8 +166,9 @@ def main(argv=None):
     start, root = time.time(), args.root.resolve()
     source, out = (args.work or root/"_site_src").resolve(), args.out.resolve()
     if out.exists() and any(out.iterdir()) and not (out/"objects.inv").exists(): raise SystemExit(f"docs: {out} is no site built by this command: give an empty folder or remove it")
-    made, trees = (source.parent/(source.name + end) for end in (".made", ".doctrees"))
-    for p in (source, made, trees): shutil.rmtree(p, ignore_errors=True)
+    built = source.parent/(source.name + ".build") # MyST-NB writes beside the site
+    made, trees = built/"html", built/"trees"
+    for p in (source, built): shutil.rmtree(p, ignore_errors=True)
     source.mkdir(parents=True)
     sphinx_ext.OBJECTS.update(write(source, root))
     middle = time.time()
@@ -176,7 +177,7 @@ def main(argv=None):
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(made, out)
-    shutil.rmtree(trees)
+    shutil.rmtree(built)
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     print(f"{out}: {len(list(out.rglob('*.html')))} pages, {size / 1e6:.1f} MB, {time.time() - start:.0f} s ({middle - start:.0f} s to read the notebooks, {time.time() - middle:.0f} s Sphinx)")
 
