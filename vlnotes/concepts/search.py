@@ -158,6 +158,10 @@ class Concepts:
 
     @property
     def layers(self): return self.encoder.layer_names
+    @property
+    def parts(self)->dict[str, str]: # what was trained -> where it came from
+        "The trained parts behind the words, the contrastive model first; nothing was trained for the search itself."
+        return {"contrastive model": self.clip.name, "encoder": self.encoder.name}
 
     @torch.no_grad()
     def look(self, images: Iterable, # (id, PIL image)

@@ -66,6 +66,11 @@ class Lavise:
     method: str = "projection" # what a filter selects, as in `filters.METHODS`
 
     @property
+    def parts(self)->dict[str, str]: # what was trained -> where it came from
+        "The trained parts behind the words, the explainers first."
+        return {f"explainer of {n}": e.run for n, e in self.explainers.items()} | {"encoder": self.encoder.name}
+
+    @property
     def layers(self)->list[str]: # network order
         "The layers that can be asked for."
         return self.encoder.chosen(list(self.explainers))
