@@ -216,6 +216,7 @@ class Probe:
     accuracy: dict # factor -> accuracy of the most likely word, on held-out regions
     chance: dict # factor -> share of the most frequent word
     error: np.ndarray # (A,) share of wrong yes/no answers per attribute, on held-out regions
+    pattern: Tensor | None = None # (C, A) how the features move, on the whole, where a reading is one higher
 
     def units(self, f: Feat) -> Tensor: return f.x.float() @ self.weight.to(f.x) + self.bias.to(f.x) # (B, N, A): a unit per attribute
 
@@ -243,7 +244,8 @@ def probe(bb: Backbone, layer: str, train: Scenes, test: Scenes, # other glyphs
     z = (x - mu) / sd
     w = torch.linalg.solve(z.T @ z / len(z) + ridge * torch.eye(z.shape[1], dtype=z.dtype), z.T @ (t - t.mean(0)) / len(z)) / sd[:, None]
     b = t.mean(0) - mu @ w
-    said = (y @ w + b).numpy()
+    said, r = (y @ w + b).numpy(), (x - mu) @ w
+    pattern = (x - mu).T @ r / r.square().sum(0).clamp_min(1e-12)
     true = np.zeros((len(y), A), bool); true[np.nonzero(test.attributes >= 0)[0], test.attributes[test.attributes >= 0]] = True
     acc, chance = {}, {}
     for k, f in enumerate(test.vocab.factors):
@@ -252,4 +254,4 @@ def probe(bb: Backbone, layer: str, train: Scenes, test: Scenes, # other glyphs
         has = test.attributes[:, k] >= 0
         acc[f] = float((own[said[has][:, own].argmax(1)] == test.attributes[has, k]).mean())
         chance[f] = float(np.bincount(test.attributes[has, k]).max() / has.sum())
-    return Probe(layer, w.float(), b.float(), acc, chance, ((said > .5) != true).mean(0))
+    return Probe(layer, w.float(), b.float(), acc, chance, ((said > .5) != true).mean(0), pattern.float())

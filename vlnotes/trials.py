@@ -234,19 +234,20 @@ def causal(describe: Callable, # scenes -> texts
 # %% ../nbs/46_trials.ipynb #aadb15f0
 @contextmanager
 def steered(bb: Backbone, layer: str, direction, bias: float, # `x @ direction + bias` is the reading, direction (C,)
-            level: float, up: bool): # raise every cell's reading to the level, or lower it
+            level: float, up: bool, # raise every cell's reading to the level, or lower it
+            along=None): # (C,) which way the features move; the direction itself unless given
     "An encoder in which one direction of a layer is held at a level, within a `with` block."
     if layer not in bb.places: raise ValueError(f"{bb.name} has no layer {layer!r} to steer; its layers are {', '.join(bb.layer_names)}")
-    w = torch.as_tensor(np.asarray(direction, np.float32))
+    w, p = (torch.as_tensor(np.asarray(v, np.float32)) for v in (direction, direction if along is None else along))
     axis, fired = 1 if bb.places[layer].fmt in ("NCHW", "NC") else -1, []
     def turn(module, args, out):
         x = tensor_of(out, layer).movedim(axis, -1)
-        v = w.to(x)
+        v, move = w.to(x), p.to(x)
         if v.shape[0] != x.shape[-1]: raise ValueError(f"a direction of {v.shape[0]} numbers cannot steer the {x.shape[-1]} channels of {layer}")
         r = x @ v + bias
         to = r.clamp_min(level) if up else r.clamp_max(level)
         fired.append(True)
-        return (x + (to - r)[..., None] * v / (v @ v)).movedim(-1, axis)
+        return (x + (to - r)[..., None] * move / (v @ move)).movedim(-1, axis)
     hook = dict(bb.net.named_modules())[layer].register_forward_hook(turn)
     try: yield bb
     finally: hook.remove()
