@@ -25,7 +25,7 @@ def test_correlation_finds_what_was_planted(candidates, noise, s):
     units = pl.plant(SCENES, 45, s=s, noise=noise, seed=3)
     found = {m: v["all"][0] / v["all"][1] for m, v in pl.recovery(units, vectors, ("pearson", "spearman", "auc", "iou1%", "top20", "mad")).items()}
     assert found["spearman"] >= .95 and found["pearson"] >= (.95 if noise == "gauss" else .8)
-    assert max(found["iou1%"], found["top20"]) < .6 and found["mad"] < .9 # rules that look at a few samples, or divide by what all concepts share, lose
+    assert max(found["iou1%"], found["top20"]) < .6 # rules that look at a few samples lose
     if noise == "t2": assert found["spearman"] > max(found[m] for m in ("auc", "mad", "iou1%", "top20"))
 
 
