@@ -72,8 +72,9 @@ def _noise(rng, kind, shape):
     if kind == "t2": return rng.standard_t(2, size=shape)
     raise ValueError(f"there is no noise {kind!r}; there are {', '.join(NOISES)}")
 
-def _rare(scenes, rng, low=10, high=.005): # digit, colour and cell together
-    v, n = scenes.vocab, scenes.offsets[-1]
+def _rare(scenes, rng, known, samples, low=10, high=.005): # a rare candidate, or, where there is none, digit, colour and cell together
+    v, n = scenes.vocab, samples
+    if few := [c for c, t in known.items() if c.op == "both" and low <= t.sum() < high * n]: return few[rng.integers(len(few))]
     for _ in range(500):
         c = both(str(rng.choice(v.digits)), str(rng.choice(list(v.colours))), singles(v)[len(v.attributes) + rng.integers(9)])
         if low <= claims.regions(c, scenes).sum() < high * n: return c
@@ -98,7 +99,7 @@ def plant(scenes: Scenes, # whose regions are the samples
         if kind in of: c = of[kind][rng.integers(len(of[kind]))]; t = known[c]
         elif kind == "not": c = Claim("not", (ones[rng.integers(len(scenes.vocab.attributes))],)); t = claims.regions(c, scenes)
         elif kind == "graded": c, t = "how large the shape is", large
-        elif kind == "rare": c = _rare(scenes, rng); t = claims.regions(c, scenes)
+        elif kind == "rare": c = _rare(scenes, rng, known, scenes.offsets[-1] if grid is None else len(scenes) * grid[0] * grid[1]); t = claims.regions(c, scenes)
         else: # no candidate says it
             while True:
                 c = Claim("or", tuple(word(w) for w in rng.choice(scenes.vocab.attributes, 3, replace=False)))

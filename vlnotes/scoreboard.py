@@ -139,7 +139,7 @@ def _verdict(r, k): # of a describer with a score
            + (f"; ahead of {', '.join(r['ahead_of'])}" if r.get("ahead_of") else "") + "."]
     weak = [HEADS[f] for f in ("digit", "colour", "shape", "size") if number(r.get(f)) and r[f] < .5]
     if weak: out.append(f"  It is wrong more often than right about {', '.join(weak)}.")
-    if number(r.get("seeds_agree")): out.append(f"  {r['training_seeds']} of its kind with other seeds agree on {r['seeds_agree']:.0%} of their words" + (f"; {HEADS[k]} spreads by {r['spread']:.3f} over them." if number(r.get("spread")) else "."))
+    if number(r.get("seeds_agree")): out.append(f"  Over {r['training_seeds']} seeds it says the same to {r['seeds_agree']:.0%}" + (f"; its {HEADS[k]} has a deviation of {r['spread']:.3f} over them." if number(r.get("spread")) else "."))
     if r.get("agrees"):
         near = max(r["agrees"], key=r["agrees"].get); far = min(r["agrees"], key=r["agrees"].get)
         out.append(f"  It says most like {near} ({r['agrees'][near]:.0%} of the words)" + (f", least like {far} ({r['agrees'][far]:.0%})." if far != near else "."))
