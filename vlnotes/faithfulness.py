@@ -145,8 +145,8 @@ def _constant(acts, words, vocab, scenes, on, owner): # (U, S): in each half of 
 def _several(texts): return isinstance(texts, (list, tuple)) and len(texts) > 0 and all(isinstance(t, (list, tuple)) for t in texts)
 
 def _why_not(texts, U, vocab): # a sentence, or nothing
-    if isinstance(texts, BaseException): return f"it raised {type(texts).__name__}: {' '.join(str(texts).split())[:160]}"
     if isinstance(texts, Failed): return str(texts)
+    if isinstance(texts, BaseException): return f"it raised {type(texts).__name__}: {' '.join(str(texts).split())[:160]}"
     if _several(texts): return next((why for t in texts if (why := _why_not(t, U, vocab))), "")
     if texts is None or not any(texts): return "it returned nothing"
     if len(texts) != U: return f"it returned {len(texts)} descriptions for {U} units"
