@@ -239,3 +239,14 @@ def test_the_page_is_safe_and_whole():
     lines = board.markdown().splitlines()
     assert len({line.count(" | ") for line in lines}) == 1 # a pipe in a name breaks no row
     assert "default-src 'none'" in page and "prefers-color-scheme:dark" in page
+
+
+def test_captions_of_cells_name_the_region_under_the_cell():
+    under = lambda s: [" ".join(r) for i in range(len(s)) for r in s.regions(i)]
+    rows = fa.judge([subject("cells", knows(), cells=under), subject("swapped", knows(), cells=lambda s: under(s)[::-1]), subject("short", knows(), cells=lambda s: ["red"]),
+                     subject("raises", knows(), cells=lambda s: 1 / 0)], SCENES, repeats=60)
+    by = {r["who"]: r for r in rows if r["kind"] == "describer"}
+    assert by["cells"]["cell"] == 1 and all(by["cells"][f"cell_{f}"] == 1 for f in FACTORS) and by["swapped"]["cell"] < .6
+    assert "of cells it raised ZeroDivisionError" in by["raises"]["note"] and "cell" not in by["raises"] and by["raises"]["good"] # its words about images keep their score
+    assert "note" in by["short"] and "1 texts for" in by["short"]["note"]
+    assert "cells" in fa.scoreboard(rows).markdown().splitlines()[0] and any("of cells it raised" in t for t in fa.scoreboard(rows).reading())

@@ -54,6 +54,13 @@ def _said(subject, sets): # texts for all scenes of all sets
     for s in sets: unseen(s, subject.seen)
     return [collect(subject, items(s)) for s in sets]
 
+def _of_cells(subject, scenes): # texts, one per region
+    said = asked(subject.cells, scenes)
+    n, want = 0 if said is None else len(said), int(scenes.offsets[-1])
+    if n != want: raise Failed(f"it returned {n} texts for {want} regions")
+    if odd := [t for t in said if not isinstance(t, str | None)]: raise Failed(f"it returned {type(odd[0]).__name__} where a text is wanted")
+    return said
+
 def judge(subjects: Sequence[Subject], # any describers
           sets: Sequence[Scenes] | Scenes, # held-out scenes, one set per seed
           repeats: int = 1000, seed: int = 0, synonyms: dict | None = None) -> list[dict]: # rows for `scoreboard`
@@ -90,7 +97,7 @@ def judge(subjects: Sequence[Subject], # any describers
             alone = [float(marks(add(one).sum(0))["f1"]) for one in told]
             row |= {"seeds_agree": float(np.mean([agreement(a, b, sets) for i, a in enumerate(told) for b in told[i + 1:]])), "f1_by_training_seed": alone, "spread": float(np.std(alone, ddof=1))}
         if first.cells:
-            try: row |= with_intervals(np.concatenate([tally_regions(asked(first.cells, s), s) for s in sets]), region_marks, repeats, seed)
+            try: row |= with_intervals(np.concatenate([tally_regions(_of_cells(first, s), s) for s in sets]), region_marks, repeats, seed)
             except Failed as e: row["note"] = f"of cells {e}"
         rows += [row, *({"who": k, "of": name, "kind": "baseline", "encoder": enc, "layer": layer} | protocol | with_intervals(v, marks, repeats, seed) for k, v in (("shuffled image", other), ("blind", dark)))]
         kept[name, enc, layer] = (mine, told[0])

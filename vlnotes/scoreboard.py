@@ -50,7 +50,7 @@ STYLE = """:root{color-scheme:light dark;--bg:#fff;--ink:#1a1a1a;--soft:#62666a;
 @media(prefers-color-scheme:dark){:root{--bg:#141618;--ink:#e8e8e4;--soft:#a3a9ae;--line:#363b40;--band:#1d2023;--good:#4fd1a5}}
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1400px;padding:0 1rem;color:var(--ink);background:var(--bg)}h1{font-size:1.7rem}h2{font-size:1.25rem;margin-top:2.2rem}p,li{max-width:60rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}th{font-weight:600;vertical-align:bottom}td,th{padding:.3rem .6rem;text-align:left;border-bottom:1px solid var(--line)}
-td small{display:block;color:var(--soft);white-space:nowrap}td:first-child{position:sticky;left:0;background:var(--bg);white-space:nowrap}.text{min-width:7rem}.why{color:var(--soft);font-size:12px;min-width:6rem;max-width:16rem}
+td small{display:block;color:var(--soft);white-space:nowrap}td:first-child{position:sticky;left:0;background:var(--bg);white-space:nowrap}.text{min-width:9rem}.why{color:var(--soft);font-size:12px;min-width:6rem;max-width:16rem}
 .baseline,.baseline small{color:var(--soft)}.own td:first-child{padding-left:1.8rem}.ceiling td{background:var(--band);font-style:italic}.describer td{border-top:2px solid var(--line)}b{color:var(--good)}li.more{list-style:none;color:var(--soft)}"""
 
 class Board:
@@ -97,7 +97,7 @@ class Board:
     def html(self) -> str: # one file, no requests
         "The page."
         def cell(c, tag="td"):
-            if isinstance(c, str): return f"<{tag}{' class=text' if len(c) > 40 else ''}>{escape(c)}</{tag}>"
+            if isinstance(c, str): return f"<{tag}{' class=text' if len(c) > 20 else ''}>{escape(c)}</{tag}>"
             text, small, bold = c
             if not text: return f"<td class=why>{escape(small)}</td>"
             return f"<td>{f'<b>{text}</b>' if bold else text}{f'<small>{escape(small)}</small>' if small else ''}</td>"
