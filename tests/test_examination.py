@@ -43,7 +43,7 @@ def test_one_that_does_not_look_passes_nothing(probe):
     assert row["changed"] == row["spill"] == row["more"] == row["gone"] == row["came"] == 0 and row["auc_phrases"] == .5
     assert not row["falls"] and row["intact"] == row["scrambled"] # it reads its own prior
     said = " ".join(sb._tried(row, chance))
-    assert "reads its own prior" in said and "not above chance in changes with the scene" in said and "above chance in true" not in said.replace("not above chance", "")
+    assert "reads its own prior" in said and "not above chance in changes with the scene (0.00, chance 0.00)" in said and "above chance in true" not in said.replace("not above chance", "")
 
 
 def test_what_cannot_be_held_has_a_reason(probe):

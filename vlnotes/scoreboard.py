@@ -150,10 +150,11 @@ def _verdict(r, k): # of a describer with a score
 def _tried(r, chance): # sentences about a row of trials
     if r.get("reason"): return [f"{_named(r)} was not tried: {r['reason']}."]
     above = lambda k: number(r.get(k)) and number(chance.get(k)) and r[f"{k}_lo"] > chance[k]
-    good = [TRIALS[k] for k in ("changed", "inside", "auc_phrases", "more", "gone", "came") if above(k)]
-    bad = [TRIALS[k] for k in ("changed", "inside", "auc_phrases", "more", "gone", "came") if number(r.get(k)) and not above(k)]
+    tell = lambda k: f"{TRIALS[k]} ({r[k]:.2f}, chance {chance[k]:.2f})" if number(chance.get(k)) else f"{TRIALS[k]} ({r[k]:.2f})"
+    good = [tell(k) for k in ("changed", "inside", "auc_phrases", "more", "gone", "came") if above(k)]
+    bad = [tell(k) for k in ("changed", "inside", "auc_phrases", "more", "gone", "came") if number(r.get(k)) and not above(k)]
     out = [f"{_named(r)}: " + "; ".join(p for p in (f"above chance in {', '.join(good)}" if good else "", f"not above chance in {', '.join(bad)}" if bad else "") if p) + "."]
-    if number(r.get("spill")): out.append(f"  Of its changes {r['spill']:.0%} spill over into another factor.")
+    if number(r.get("spill")): out.append(f"  In {r['spill']:.0%} of the edits another factor's words change too" + (f" (texts of other images: {chance['spill']:.0%})." if number(chance.get("spill")) else "."))
     if number(r.get("scrambled")): out.append(f"  With a scrambled encoder its F1 falls from {r['intact']:.2f} to {r['scrambled']:.2f}." if r.get("falls") else f"  With a scrambled encoder its F1 is {r['scrambled']:.2f}, intact {r['intact']:.2f}: it does not fall to what it says blind, so it reads its own prior.")
     for why in dict.fromkeys(r.get("reasons", {}).values()): out.append(f"  No {', '.join(TRIALS[k] for k, v in r['reasons'].items() if v == why)}: {why}.")
     return out
