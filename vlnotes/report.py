@@ -248,8 +248,8 @@ def _known(method, units, images): # what is known of a method where the truth i
         return f'<tr><th scope="row">{escape(r["method"])}</th><td>{escape(r["rung"])}</td><td>{escape(r["asked"])}{verdict}</td><td class="num">{two(r["score"])}{gap}<small>{escape(r["kind"])}, n = {r["n"]}</small></td><td>{beside}</td></tr>'
     return "".join(map(row, lines)), list(dict.fromkeys(r["run"] for r in lines))
 
-def _trust(methods, units, images): # units, images: what there are notes about whose truth is not known
-    every = {m: _known(m, units, images) for m in methods}
+def _trust(asked): # method -> whether it wrote of units, and of images, whose truth is not known
+    every, (units, images) = {m: _known(m, *k) for m, k in asked.items()}, map(any, zip(*asked.values()))
     lack, body = [m for m, (rows, _) in every.items() if not rows], "".join(rows for rows, _ in every.values())
     runs_ = list(dict.fromkeys(r for _, names in every.values() for r in names))
     what = " and ".join(w for w, on in (("these units", units), ("these images", images)) if on)
@@ -370,7 +370,8 @@ def html(
     rest = len(every) - len(shown)
     more = f'<p>The first {_count(len(shown), "image")} of {len(every)}; {rest} {"is" if rest == 1 else "are"} not shown.</p>' if rest else ""
     blind = "<noscript><p>The grids of cells need JavaScript; nothing else does.</p></noscript>" if any('class="cells"' in c for c in cards) else ""
-    blank = _trust(notes.unique("method"), bool(units), bool(seen) and not scores) if units or seen and not scores else "" # nobody knows what is true here
+    asked = {m: (any(r["method"] == m for r in units), not scores and any(r["method"] == m for r in seen)) for m in notes.unique("method")}
+    blank = _trust({m: k for m, k in asked.items() if any(k)}) if any(map(any, asked.values())) else "" # nobody knows what is true here
     parts = {"right": ("What was right", _scoreboard(scores, scenes) if scores else ""),
              "images": ("Images", f'<section id="images"><h2>Images</h2>{more}{blind}{"".join(cards)}</section>' if every else ""),
              "units": ("Units", _units(units, _who(units), pictures) if units else ""), "trust": ("How far to trust them", blank), "made": ("How it was made", _made(manifest) if manifest else ""),
