@@ -148,7 +148,7 @@ def _verdict(r, k): # of a describer with a score
     return out
 
 def _tried(r, chance): # sentences about a row of trials
-    if r.get("reason"): return [f"{_named(r)} was not tried: {r['reason']}."]
+    if r.get("reason"): return [f"{_named(r)} was not tried: {r['reason'].rstrip('.')}."]
     above = lambda k: number(r.get(k)) and number(chance.get(k)) and r[f"{k}_lo"] > chance[k]
     tell = lambda k: f"{TRIALS[k]} ({r[k]:.2f}, chance {chance[k]:.2f})" if number(chance.get(k)) else f"{TRIALS[k]} ({r[k]:.2f})"
     good = [tell(k) for k in ("changed", "inside", "auc_phrases", "more", "gone", "came") if above(k)]
@@ -164,7 +164,7 @@ def _reading(self) -> list[str]: # sentences
     out, k = [], self.main
     for r in self.rows:
         if r["kind"] == "baseline": continue
-        if r.get("reason"): out.append(f"{_named(r)} has no score: {r['reason']}.")
+        if r.get("reason"): out.append(f"{_named(r)} has no score: {r['reason'].rstrip('.')}.")
         elif r["kind"] == "ceiling": out.append(f"No description in its list could score more than {r[k]:.3f} on {r['encoder']}: that is the ceiling, found by reading the truth.")
         else: out += _verdict(r, k)
     for r in self.trials:
