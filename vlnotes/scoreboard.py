@@ -17,7 +17,7 @@ from .runs import atomic, versions
 # %% ../nbs/72_scoreboard.ipynb #8371eb9c
 BASELINES = ("constant", "random", "shuffled image", "blind", "majority")
 HEADS = {"f1": "F1", "precision": "precision", "recall": "recall", "digit": "digit", "colour": "colour", "shape": "shape", "size": "size", "binding": "binding", "count_error": "count error",
-         "no_claim": "no claim", "cell": "cells", "pearson": "Pearson", "spearman": "Spearman", "auprc": "AUPRC", "f1_units": "F1", "iou": "IoU", "cosine": "cosine", "seeds_agree": "seeds agree"} | {m: f"{m} (unsound)" for m in UNSOUND}
+         "no_claim": "no claim", "cell": "cells", "pearson": "Pearson", "spearman": "Spearman", "auprc": "AUPRC", "iou": "IoU", "cosine": "cosine", "seeds_agree": "seeds agree"} | {m: f"{m} (unsound)" for m in UNSOUND}
 TRIALS = {"changed": "changes with the scene", "spill": "spills over", "inside": "points inside", "auc_phrases": "true over false phrase", "more": "deletion", "intact": "F1", "scrambled_top": "F1, top layer scrambled",
           "scrambled": "F1, all scrambled", "gone": "word goes", "came": "word comes"}
 
@@ -112,7 +112,7 @@ class Board:
                 return f'<tr class="{kind}">' + "".join(map(cell, cs)) + "</tr>"
             return f"<div class=wide><table><thead><tr>{''.join(cell(h, 'th') for h in head)}</tr></thead><tbody>{''.join(line(r, cs) for r, cs in lines)}</tbody></table></div>"
         first = next((r for r in self.rows if not r.get("reason")), {})
-        made = "; ".join([f"{first[k]} {w}" for k, w in (("images", "images"), ("units", "units"), ("seeds", "seeds of scenes")) if first.get(k)] + [f"{k} {v}" for k, v in self.versions.items() if k in ("vlnotes", "torch", "timm", "transformers")])
+        made = "; ".join([f"{first[k]} {w if first[k] != 1 else one}" for k, w, one in (("images", "images", "image"), ("units", "units", "unit"), ("seeds", "sets of scenes", "set of scenes")) if first.get(k)] + [f"{k} {v}" for k, v in self.versions.items() if k in ("vlnotes", "torch", "timm", "transformers")])
         said = "".join(f"<li{' class=more' if t.startswith('  ') else ''}>{escape(t.strip())}</li>" for t in [*self.reading(), *self.notes])
         trials = f"<h2>Trials</h2><p>{escape(TOLD)}</p>{table('trials')}" if self.trials else ""
         return (f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
