@@ -38,7 +38,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=" + c["min_python"], install_requires=words("requirements"), extras_require=extras,
     packages=[*find_packages(include=[lib_path, lib_path + ".*"]), *notebooks], package_dir=notebooks,
-    package_data={lib: ["references.bib", "weights/*.safetensors", "weights/*.json", "weights/*.md"],
+    package_data={lib: ["references.bib", "calibration.json", "weights/*.safetensors", "weights/*.json", "weights/*.md"],
                   **{p: ["*.ipynb", "results/*.json"] for p in notebooks}},
     entry_points={"console_scripts": words("console_scripts"), **{f"{lib}.{k}": words(k) for k in ("describers", "importers", "datasets")},
                   "nbdev": [f"{lib}={lib_path}._modidx:d"]},

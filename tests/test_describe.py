@@ -119,6 +119,7 @@ def test_units_are_described_by_the_images_they_respond_to(tmp_path):
     assert {n.image_id for n in notes} == {"convnet/layer3/0", "convnet/layer4/3", "convnet/layer4/7", "convnet/layer4/11"}
     page = (out/"report.html").read_text()
     assert "What single units stand for" in page and "4 notes about 4 units" in page and page.count('<img class="strip"') == 4
+    assert "How far these words can be trusted" in page and "Nobody has told what is true of these units" in page # of units there is no truth, so the page says what is known of the describer
     assert runs.read_json(out/"manifest.json")["data"]["units"] == 4
     again = job.describe([out/"exemplars/convnet"], units={"layer4": [7]}, out=tmp_path/"again")
     assert [n.text for n in Notes.read(again/"notes.parquet")] == [n.text for n in notes if n.unit == 7]

@@ -317,6 +317,8 @@ def test_a_step_trains_writes_and_loads(tmp_path):
     net, about = translator.load(tmp_path)
     assert net.cfg.layers == ("layer4", "layer3", "layer2", "layer1") and net.cfg.channels == (128, 96, 48, 32) and net.cfg.lm_dim == 128
     assert set(net.means) == set(net.cfg.slots) and about["run"]["steps"] == 6 and about["trained_on"] == "docmnist"
+    bs = settings(tmp_path)["fit"]["bs"]
+    assert about["taught_by"] == {"images": 6 * bs, "supervision": "captions", "handwriting": "digits", "split": "train"} # what a benchmark must not ask it about
     d = Devil.load(tmp_path)
     assert d.layers == ["layer1", "layer2", "layer3", "layer4"] and isinstance(d.blind(), str)
     assert len(d.describe(torch.zeros(1, 3, 84, 84))) == 5
@@ -346,6 +348,7 @@ def test_unknown_layers_and_settings_are_refused(tmp_path):
 def test_training_on_a_folder(tmp_path, folder):
     r = step(settings(tmp_path/"run", data=str(folder), captions=str(folder.parent/"captions.csv"), fit=dict(steps=2, bs=2)))
     assert r["steps"] == 2 and translator.load(tmp_path/"run")[1]["trained_on"] == str(folder)
+    assert translator.load(tmp_path/"run")[1]["taught_by"]["images"] <= 4 and "handwriting" not in translator.load(tmp_path/"run")[1]["taught_by"]
     few = dt.examples({"data": str(folder), "captions": str(folder.parent/"captions.csv")}, 2)
     assert [s.id for s in few] == ["0.png", "1.png"] and few[0].captions == ["red", "a red digit"] and dt.examples({}, 2)[0].image.size == (84, 84)
     with pytest.raises(FileNotFoundError): step(settings(tmp_path/"run2", data=str(tmp_path/"nowhere")))

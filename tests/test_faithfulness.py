@@ -192,3 +192,61 @@ def test_units_beside_their_baselines():
     with pytest.raises(ValueError, match="samples, the scenes"): fa.judge_units({}, acts[:, :50], SCENES)
     still = acts.copy(); still[1] = 2.
     assert fa.judge_units({"true": said}, still, SCENES, repeats=50)[0]["silent_units"] == 1
+
+
+def test_the_constant_word_is_chosen_in_the_other_half_of_the_images():
+    red, blue = (claims.vectors([claims.read(w).claim], SCENES)[0].astype(float) for w in ("red", "blue"))
+    owner = np.repeat(np.arange(len(SCENES)), np.diff(SCENES.offsets))
+    acts = np.where(owner % 2 == 0, red, blue)[None] + .01 * np.random.default_rng(0).normal(size=(1, len(owner))) # even images fire on red, odd ones on blue
+    rows = fa.judge_units({"red": ["red"]}, acts, SCENES, repeats=50, metrics=("pearson",))
+    constant = rows[0]
+    assert constant["who"] == "constant" and constant["said"] == ["red", "blue"] # chosen on even, said on odd; and the other way round
+    assert constant["pearson"] < 0 < rows[2]["pearson"] # what fits one half does not fit the other: nothing was tuned on what is scored
+    same = fa.judge_units({"red": ["red"]}, red[None] + .01, SCENES, repeats=50, metrics=("pearson",))[0]
+    assert same["said"] == ["red", "red"] and same["pearson"] == pytest.approx(1, abs=1e-4)
+
+
+def test_units_over_several_seeds_are_one_row_with_its_spread():
+    said = ["red", "large", "circle", "seven"]
+    truth = claims.vectors([claims.read(t).claim for t in said], SCENES).astype(float)
+    acts = np.maximum(truth + .3 * np.random.default_rng(0).normal(size=truth.shape), 0)
+    seeds = [said, [*said[:3], "six"], ["blue", *said[1:]]]
+    rows = fa.judge_units({"seeds": seeds, "once": said, "short": [said, said[:2]], "mixed": [said, [None] * 4]}, acts, SCENES, repeats=60, metrics=("pearson", "spearman"))
+    by = {r["who"]: r for r in rows if r["kind"] == "describer"}
+    alone = [next(r for r in fa.judge_units({"x": s}, acts, SCENES, repeats=60, metrics=("pearson",)) if r["who"] == "x")["pearson"] for s in seeds]
+    r = by["seeds"]
+    assert r["pearson"] == pytest.approx(np.mean(alone)) and r["spread"] == pytest.approx(np.std(alone, ddof=1)) and r["pearson_by_training_seed"] == pytest.approx(alone)
+    assert r["training_seeds"] == 3 and r["seeds_agree"] == pytest.approx((.75 + .75 + .5) / 3) and r["pearson_lo"] < r["pearson"] < r["pearson_hi"]
+    assert "seeds_agree" not in by["once"] and by["once"]["agrees"]["seeds"] == 1 and "2 descriptions for 4 units" in by["short"]["reason"] and "returned nothing" in by["mixed"]["reason"]
+    board = fa.scoreboard(rows)
+    assert "seeds agree" in board.markdown().splitlines()[0]
+    assert any("Over 3 seeds it says the same to 67%" in t for t in board.reading())
+
+
+def test_a_table_of_failing_describers_is_a_table():
+    rows = fa.judge([subject("broken", lambda im: 1 / 0)], SCENES, repeats=20)
+    board = fa.scoreboard(rows)
+    assert "no score: it raised ZeroDivisionError" in board.markdown() and "ZeroDivisionError" in board.html() and len(board.reading()) == 1
+    with pytest.raises(ValueError, match="missing: majority"): fa.scoreboard([r for r in rows if r["who"] != "majority"])
+
+
+def test_the_page_is_safe_and_whole():
+    evil = subject("<script>alert(1)</script>", knows(), supervision="<b>|captions", trained=1234)
+    rows = fa.judge([evil, subject("broken | pipe", lambda im: 1 / 0)], SCENES, repeats=20)
+    board = fa.scoreboard(rows, "<i>title", notes=["<u>note"])
+    page = board.html()
+    assert "<script" not in page and "<i>title" not in page and "<u>note" not in page and "&lt;script&gt;" in page and "1,234" in page
+    lines = board.markdown().splitlines()
+    assert len({line.count(" | ") for line in lines}) == 1 # a pipe in a name breaks no row
+    assert "default-src 'none'" in page and "prefers-color-scheme:dark" in page
+
+
+def test_captions_of_cells_name_the_region_under_the_cell():
+    under = lambda s: [" ".join(r) for i in range(len(s)) for r in s.regions(i)]
+    rows = fa.judge([subject("cells", knows(), cells=under), subject("swapped", knows(), cells=lambda s: under(s)[::-1]), subject("short", knows(), cells=lambda s: ["red"]),
+                     subject("raises", knows(), cells=lambda s: 1 / 0)], SCENES, repeats=60)
+    by = {r["who"]: r for r in rows if r["kind"] == "describer"}
+    assert by["cells"]["cell"] == 1 and all(by["cells"][f"cell_{f}"] == 1 for f in FACTORS) and by["swapped"]["cell"] < .6
+    assert "of cells it raised ZeroDivisionError" in by["raises"]["note"] and "cell" not in by["raises"] and by["raises"]["good"] # its words about images keep their score
+    assert "note" in by["short"] and "1 texts for" in by["short"]["note"]
+    assert "cells" in fa.scoreboard(rows).markdown().splitlines()[0] and any("of cells it raised" in t for t in fa.scoreboard(rows).reading())

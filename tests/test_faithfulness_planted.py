@@ -25,8 +25,29 @@ def test_correlation_finds_what_was_planted(candidates, noise, s):
     units = pl.plant(SCENES, 45, s=s, noise=noise, seed=3)
     found = {m: v["all"][0] / v["all"][1] for m, v in pl.recovery(units, vectors, ("pearson", "spearman", "auc", "iou1%", "top20", "mad")).items()}
     assert found["spearman"] >= .95 and found["pearson"] >= (.95 if noise == "gauss" else .8)
-    assert max(found["iou1%"], found["top20"]) < .75 # rules that look at a few samples lose
+    assert max(found["iou1%"], found["top20"]) < .6 # rules that look at a few samples lose
     if noise == "t2": assert found["spearman"] > max(found[m] for m in ("auc", "mad", "iou1%", "top20"))
+
+
+def test_where_concepts_are_rare_the_unsound_rules_lose_in_their_order():
+    pages = generate(667, regions=(1, 4), split="val", seed=1)
+    vectors = pl.on_cells(pl.candidates(pages)[1], pages, (3, 3))
+    assert vectors.shape[1] == 9 * 667 and abs(vectors.shape[1] - 6000) < 10
+    rules = ("pearson", "spearman", "auprc", "auc", "iou1%", "mad", "top20")
+    little, much = ({m: v["all"][0] / 60 for m, v in pl.recovery(pl.plant(pages, 60, s=s, seed=0, grid=(3, 3)), vectors, rules).items()} for s in (.3, 1.))
+    assert min(little[m] for m in ("pearson", "spearman", "auprc")) >= .95 and min(much[m] for m in ("pearson", "spearman")) >= .95
+    assert little["auc"] >= .9 > little["iou1%"] > .55 > little["mad"] > little["top20"] # with little noise
+    assert .55 < much["iou1%"] < .8 and all(.1 < much[m] < .4 for m in ("auc", "mad", "top20")) # with much: AUC falls to the others
+
+
+def test_of_equal_best_candidates_the_truth_counts_by_its_share():
+    truth = np.repeat(np.eye(3), 8, 1)
+    units = pl.Units(truth.copy(), truth, ["single"] * 3, ["a", "b", "c"])
+    wider = np.r_[truth, np.maximum(truth, np.roll(truth, 1, 0))] # every truth, and two others that hold all of its samples too
+    assert pl.recovery(units, truth, ("iou1%", "pearson"))["pearson"]["all"] == (3, 3)
+    assert ag.top(truth, wider, 8).max() == 1
+    got = pl.recovery(pl.Units(np.repeat(truth, 4, 1), np.repeat(truth, 4, 1), units.kinds, units.said), np.repeat(wider, 4, 1), ("top20",))["top20"]
+    assert got["all"] == (1, 3) # three candidates share the first place of each unit
 
 
 def test_every_kind_is_what_it_says(candidates):

@@ -161,3 +161,31 @@ def test_intervals_cover_and_images_are_drawn_whole():
     wide = lambda owner, n: np.diff([ag.matched(np.tile(a, n), np.tile(t, n), ("pearson",), owner)[0][f"pearson_{k}"] for k in ("lo", "hi")])[0]
     alone, repeated = wide(None, 1), wide(np.tile(np.arange(100), 20), 20)
     assert repeated > .7 * alone and wide(None, 20) < .5 * alone # twenty copies of an image are no new images
+
+
+def test_a_wide_gap_between_pearson_and_spearman_is_flagged():
+    rng = np.random.default_rng(0)
+    t = (rng.random(2000) < .1).astype(float)
+    tails = np.maximum(t + .5 * rng.standard_t(1.2, 2000), 0)
+    plain = t + .3 * rng.normal(size=2000)
+    far, near = ag.matched(np.stack([tails, plain]), np.stack([t, t]), ("pearson", "spearman"), repeats=50)
+    assert abs(far["pearson"] - far["spearman"]) > .2 and "Pearson and Spearman differ" in far["flag"] and "flag" not in near
+    assert far["pearson_lo"] <= far["pearson"] <= far["pearson_hi"] and far["spearman_lo"] <= far["spearman"] <= far["spearman_hi"]
+
+
+def test_mean_activation_difference_has_one_control_for_all_concepts():
+    a, t = planted(5, units=3, samples=4000, s=.3)
+    for u in range(3):
+        half = t[u] * (np.arange(4000) % 2)
+        want = lambda c, x=a[u]: (x[c == 1].mean() - x[c == 0].mean()) / x.std()
+        assert np.isclose(ag.mad(a[u:u + 1], t[u:u + 1])[0, 0], want(t[u]), atol=1e-4)
+        assert ag.mad(a[u:u + 1], half[None])[0, 0] > .85 * ag.mad(a[u:u + 1], t[u:u + 1])[0, 0] # half of the concept scores almost as high: unsound
+    assert (ag.mad(np.ones((1, 50)), t[:1, :50]) == 0).all() and (ag.mad(a[:1], np.zeros((1, 4000))) == 0).all()
+
+
+def test_words_near_in_meaning_become_synonyms():
+    where = {"red": [1, 0], "blue": [0, 1], "ruby": [.9, .1], "cobalt": [.2, .95], "music": [.6, .6]}
+    embed = lambda texts: np.array([np.array(where.get(t, [0, 0]), float) / max(np.linalg.norm(where.get(t, [0, 0])), 1e-9) for t in texts])
+    found = claims.nearest_words(["ruby", "cobalt", "music", "ruby"], embed, threshold=.9)
+    assert found == {"ruby": "red", "cobalt": "blue"} and claims.nearest_words([], embed) == {}
+    assert str(claims.read("a ruby thing", synonyms=found).claim) == "red" and claims.read("a ruby thing").claim is None

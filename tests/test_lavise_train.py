@@ -262,6 +262,17 @@ def test_training_leaves_the_encoder_alone_and_lowers_the_loss(tmp_path):
     made = explainer.load(tmp_path/"run", encoder=e)
     assert all(b.equal(torch.zeros_like(b)) for k, b in made.head.named_buffers() if k.endswith("mean")) and made.mean.shape == (12,)
 
+def test_an_explainer_says_what_taught_it(tmp_path):
+    def about(**kw): return json.loads((Path(train_here(tmp_path/str(len(kw)), **kw))/"config.json").read_text())["taught_by"]
+    def train_here(out, source=None, **kw):
+        cfg = TrainConfig(layer="layer4", source={"kind": "docmnist", "n": 30, "regions": [1, 2], "split": "val", "seed": 3}, epochs=1, cache=str(out/"cache"), out=str(out/"run"), progress=False, device="cpu", **kw)
+        train(cfg, source=source)
+        return cfg.out
+    drawn_here = about()
+    assert drawn_here == {"images": 27, "supervision": "labels of regions", "handwriting": "digits", "split": "val"}
+    given = json.loads((Path(train_here(tmp_path/"given", source=drawn(40)))/"config.json").read_text())["taught_by"]
+    assert "handwriting" not in given # images that were handed in are nobody's handwriting
+
 def test_the_best_epoch_is_kept_and_training_ends(tmp_path):
     cfg, result = taught(tmp_path, toy(), drawn(60), epochs=200, lr=.05, stop=2)
     history = json.loads((tmp_path/"run/epochs.json").read_text())

@@ -116,13 +116,11 @@ def auc(a, c):
     N, r = pos.shape[1] - P, ranks(a).astype(np.float32)
     return np.where((P > 0) & (N > 0), (r @ pos.T - P * (P + 1) / 2) / np.maximum(P * N, 1), .5)
 
-def mad(a, c): # mean activation difference, over the deviation of the samples without the concept
-    pos, a = (c > .5).astype(np.float32), a - a.mean(1, keepdims=True)
-    P, S = pos.sum(1), a.shape[1]
-    N, sums, squares = S - P, a @ pos.T, (a * a) @ pos.T
-    m0 = (a.sum(1, keepdims=True) - sums) / np.maximum(N, 1)
-    var = ((a * a).sum(1, keepdims=True) - squares) / np.maximum(N, 1) - m0 ** 2
-    return np.where((P > 0) & (N > 0) & (var > 1e-12), (sums / np.maximum(P, 1) - m0) / np.sqrt(np.maximum(var, 1e-12)), 0)
+def mad(a, c): # mean of the samples with the concept minus that of the others, over the deviation of all
+    pos, a, size = (c > .5).astype(np.float32), a - a.mean(1, keepdims=True), a.std(1, keepdims=True)
+    P, sums = pos.sum(1), a @ pos.T
+    N = a.shape[1] - P
+    return np.where((P > 0) & (N > 0) & (size > 1e-6), (sums / np.maximum(P, 1) + sums / np.maximum(N, 1)) / np.maximum(size, 1e-12), 0)
 
 def top(a, c, k=20): # share of the concept among the k most active samples
     first = np.argpartition(-a, min(k, a.shape[1]) - 1, axis=1)[:, :k]

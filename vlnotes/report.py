@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from . import runs
+from . import calibration, runs
 from .notes import Notes
 from .plots import SEQUENTIAL, finite_range, scaled
 from .vocabulary import FACTORS, named
@@ -146,9 +146,7 @@ def _kind(rows): # what the score is, if it is the same everywhere
     return KINDS.get(k := kinds.pop(), k.replace("_", " ")) if len(kinds) == 1 else "score"
 
 def _kind_head(rows): return escape(_kind(rows)).replace("probability", "proba&shy;bility")
-
 def _score(r): return f'{r["score"]:.2f}'.replace("-", "−")
-
 def _captions(rows, who, vocab, facts, whole):
     true = {w for r in facts for w in r} if facts else None
     def line(r):
@@ -240,6 +238,26 @@ def _units(rows, who, pictures, limit=500):
     return f"""<section id="units"><h2>Units</h2><div class="wide"><table class="captions"><caption>What single units stand for</caption><thead><tr><th scope="col">layer</th>
 <th scope="col" class="num">unit</th><th scope="col">words</th><th scope="col" class="num">{_kind_head(rows)}</th></tr></thead><tbody>{"".join(map(line, rows[:limit]))}</tbody></table></div>{more}</section>"""
 
+def _known(method, units, images): # what is known of a method where the truth is known: rows of a table, runs
+    lines = calibration.lines(method, [k for k, on in (("units", units), ("images", images)) if on])
+    def row(r):
+        two = lambda v: f"{v:.2f}".replace("-", "−")
+        gap = f"<small>{two(r['lo'])}–{two(r['hi'])}</small>" if _number(r["lo"]) and _number(r["hi"]) else ""
+        beside = "<br>".join(f"{escape(k)} {two(v)}" for k, v in r["beside"].items())
+        verdict = {True: ' <span class="badge">beats all baselines</span>', False: ' <span class="badge far">no better than a baseline</span>'}.get(r["good"], "")
+        return f'<tr><th scope="row">{escape(r["method"])}</th><td>{escape(r["rung"])}</td><td>{escape(r["asked"])}{verdict}</td><td class="num">{two(r["score"])}{gap}<small>{escape(r["kind"])}, n = {r["n"]}</small></td><td>{beside}</td></tr>'
+    return "".join(map(row, lines)), list(dict.fromkeys(r["run"] for r in lines))
+
+def _trust(asked): # method -> whether it wrote of units, and of images, whose truth is not known
+    every, (units, images) = {m: _known(m, *k) for m, k in asked.items()}, map(any, zip(*asked.values()))
+    lack, body = [m for m, (rows, _) in every.items() if not rows], "".join(rows for rows, _ in every.values())
+    runs_ = list(dict.fromkeys(r for _, names in every.values() for r in names))
+    what = " and ".join(w for w, on in (("these units", units), ("these images", images)) if on)
+    said = f"<p>Nobody has told what is true of {what}: nothing here was checked. Where the truth is known - planted channels, directions of trained encoders, drawn scenes - the same describer got this. It may do better or worse here.</p>" if body else ""
+    none = f"<p><b>{escape(', '.join(lack))}: not calibrated.</b> No kept run has held {'it' if len(lack) == 1 else 'them'} against known truth{' of this kind' if body else ''}, so nothing is known of how often {'its' if len(lack) == 1 else 'their'} words are right.</p>" if lack else ""
+    table = f"""<div class="wide"><table class="captions known"><caption>What the describer got where the truth is known</caption><thead><tr><th scope="col">method</th><th scope="col">rung</th><th scope="col">asked</th><th scope="col" class="num">score</th><th scope="col">beside it</th></tr></thead><tbody>{body}</tbody></table></div><p class="hint">L0: numbers; L1: channels planted in random networks; L2: trained encoders of drawn scenes, with the package's own trained parts. From the kept runs {"; ".join(escape(calibration.source(r)) for r in runs_)}.</p>""" if body else ""
+    return f'<section id="trust"><h2>How far these words can be trusted</h2>{said}{none}{table}</section>'
+
 def _made(m):
     pairs = lambda d: ", ".join(f"{k} {v}" for k, v in d.items() if v not in (None, [], "")) if isinstance(d, dict) else d
     argv, skip = m.get("argv") or [], m.get("skipped") if isinstance(m.get("skipped"), dict) else {}
@@ -269,7 +287,7 @@ th,td{text-align:left;vertical-align:top;padding:.38rem .6rem .38rem 0;border-to
 thead th{font-size:.85rem;color:var(--soft);border:0;vertical-align:bottom}thead td{border:0}.num{text-align:right;font-variant-numeric:tabular-nums;padding-right:.2rem}.num+td,.num+th:not(.num){padding-left:1.2rem}
 .scores .num{padding:.38rem .5rem;min-width:3.6rem}.scores small{display:block;line-height:1.25}.scores th[colspan],.scores thead tr:first-child th{text-align:center;border-bottom:1px solid var(--line)}
 .scores tbody th[scope=rowgroup]{text-align:left;color:var(--soft);font-size:.85rem;padding-top:1.1rem;border-top:2px solid var(--soft);border-bottom:0}.scores th[scope=row]{max-width:22rem}.baselines .num{color:var(--soft)}.scores small{white-space:nowrap}
-.captions th small,.captions td small{display:block}.strip{display:block;max-width:100%;margin-top:.3rem}.captions thead .num{width:7rem}
+.captions th small,.captions td small{display:block}.known td:nth-child(5){font-size:.82rem;color:var(--soft);white-space:nowrap}.strip{display:block;max-width:100%;margin-top:.3rem}.captions thead .num{width:7rem}
 .ok,.no{white-space:nowrap}.ok{color:var(--ok);font-weight:600}.no{color:var(--no);font-weight:600;text-decoration-thickness:1.5px}.ok::after{content:"\\2009✓";font-weight:400}.no::after{content:"\\2009✗";display:inline-block}
 article{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:1.1rem 1.2rem 1.2rem;margin:1rem 0}
 figure{margin:0}.pair{display:grid;grid-template-columns:16rem minmax(0,1fr);gap:1.4rem;align-items:start}.look img{display:block;width:100%;border-radius:4px}.gone{color:var(--soft)}
@@ -288,7 +306,7 @@ output{display:block;min-height:5.6rem;margin:.9rem 0 .5rem;padding:.1rem 0 .1re
 .base,.maps img{position:absolute}.maps img{image-rendering:auto}.base{inset:0;background:var(--im) 0 0/100% 100%;filter:grayscale(1)}figcaption{margin-top:.3rem}figcaption code{display:block}
 .scale{display:flex;align-items:center;gap:.4rem;font-variant-numeric:tabular-nums}.scale i{font-style:normal}.scale b{flex:1;height:.5rem;border-radius:2px;background:linear-gradient(90deg,#440154,#414487,#2a788e,#22a884,#7ad151,#fde725)}
 dl{display:grid;grid-template-columns:8rem minmax(0,1fr);gap:.25rem 1rem;font-size:.9rem}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}dd ul{margin:0;padding-left:1.1rem}
-@media(max-width:46rem){main{padding:1rem .7rem 3rem}.captions thead .num{width:1%}.captions td:nth-child(2){width:100%}article{padding:.9rem}h1{font-size:1.5rem}.pair,.cells,.cells.crisp{grid-template-columns:minmax(0,1fr)}.look img{max-width:16rem}.maps{grid-template-columns:1fr 1fr}
+@media(max-width:46rem){main{padding:1rem .7rem 3rem}.captions thead .num{width:1%}.captions:not(.known) td:nth-child(2){width:100%}article{padding:.9rem}h1{font-size:1.5rem}.pair,.cells,.cells.crisp{grid-template-columns:minmax(0,1fr)}.look img{max-width:16rem}.maps{grid-template-columns:1fr 1fr}
 .scores .num{min-width:0;padding:.38rem .25rem}.scores{font-size:.92rem}.scores small{font-size:.7rem}dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}}
 @media print{.tabs,.key{display:none}article{break-inside:avoid}}"""
 
@@ -321,7 +339,6 @@ def _who(rows): # how a note names its layer: with encoder and method where ther
     return lambda r: " ".join([*(r[k] for k in more), r["layer"]])
 
 def _count(n, what): return f"{n:,} {what}{'' if n == 1 else 's'}"
-
 def html(
     notes: Notes,
     images: dict | None = None, # image id -> PIL image, the order of the page; of a unit: its exemplars in a row
@@ -353,9 +370,11 @@ def html(
     rest = len(every) - len(shown)
     more = f'<p>The first {_count(len(shown), "image")} of {len(every)}; {rest} {"is" if rest == 1 else "are"} not shown.</p>' if rest else ""
     blind = "<noscript><p>The grids of cells need JavaScript; nothing else does.</p></noscript>" if any('class="cells"' in c for c in cards) else ""
+    asked = {m: (any(r["method"] == m for r in units), not scores and any(r["method"] == m for r in seen)) for m in notes.unique("method")}
+    blank = _trust({m: k for m, k in asked.items() if any(k)}) if any(map(any, asked.values())) else "" # nobody knows what is true here
     parts = {"right": ("What was right", _scoreboard(scores, scenes) if scores else ""),
              "images": ("Images", f'<section id="images"><h2>Images</h2>{more}{blind}{"".join(cards)}</section>' if every else ""),
-             "units": ("Units", _units(units, _who(units), pictures) if units else ""), "made": ("How it was made", _made(manifest) if manifest else ""),
+             "units": ("Units", _units(units, _who(units), pictures) if units else ""), "trust": ("How far to trust them", blank), "made": ("How it was made", _made(manifest) if manifest else ""),
              "meaning": ("What these words do not mean", f'<section id="meaning"><h2>What these words do not mean</h2><p>{MEANING}</p></section>')}
     nav = "".join(f'<a href="#{k}">{h}</a>' for k, (h, body) in parts.items() if body)
     banner = f'<p class="warning" role="note"><strong>Warning.</strong> {escape(warning)}</p>' if warning else ""

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'tally', 'marks', 'with_intervals', 'tally_regions', 'region_marks', 'edited', 'counterfactual', 'pointing',
-           'blanked', 'deletion', 'scrambled', 'falls', 'half_gain', 'causal']
+           'blanked', 'deletion', 'scrambled', 'falls', 'half_gain', 'causal', 'steered', 'causes']
 
 # %% ../nbs/46_trials.ipynb #fd45183e
 import re
@@ -21,6 +21,7 @@ from .claims import asserted, denied, pairs, read, region_pairs, word
 from .claims import regions as where
 from .docmnist import Scenes
 from .glyphs import DIGITS
+from .hooks import first as tensor_of
 from .truth import owners, regions, right
 from .vocabulary import FACTORS
 
@@ -105,19 +106,22 @@ def edited(scenes: Scenes, factor: str, seed: int = 0) -> tuple[Scenes, Scenes, 
     if not keep: raise ValueError(f"no scene allows a change of {factor}: give scenes with fewer regions, or more of them")
     return scenes[keep], replace(scenes, region=new)[keep], words
 
+def _listed(factor): return [factor] if isinstance(factor, str) else list(factor)
+
 def counterfactual(describe: Callable, # scenes -> texts, one each
-                   scenes: Scenes, factor: str, repeats: int = 1000, seed: int = 0) -> dict: # changed, spill, with intervals; edits
+                   scenes: Scenes, factor: str | Sequence[str], # one, or several whose edits are counted together
+                   repeats: int = 1000, seed: int = 0) -> dict: # changed, spill, named, with intervals over scenes; edits
     "Does the note change where the scene does, and only there?"
-    before, after, words = edited(scenes, factor, seed)
     say = lambda s: [asserted(read(t or "", s.vocab).claim) for t in describe(s)]
-    a, b = say(before), say(after)
-    own = frozenset(scenes.vocab.factors[factor])
-    changed = [old in x and old not in y and new in y and new not in x for x, y, (old, new) in zip(a, b, words)]
-    spill = [bool((x ^ y) - own) for x, y in zip(a, b)]
-    named = [old in x for x, (old, _) in zip(a, words)]
-    sums = np.stack([changed, spill, named, np.ones(len(a))], 1).astype(float)
-    score = lambda s: {"changed": s[..., 0] / s[..., 3], "spill": s[..., 1] / s[..., 3], "named": s[..., 2] / s[..., 3]}
-    return {"factor": factor, "edits": len(a)} | with_intervals(sums, score, repeats, seed)
+    sums, place = np.zeros((len(scenes), 4)), {n: i for i, n in enumerate(scenes.numbers)}
+    for f in _listed(factor):
+        before, after, words = edited(scenes, f, seed)
+        own = frozenset(scenes.vocab.factors[f])
+        for n, x, y, (old, new) in zip(before.numbers, say(before), say(after), words):
+            sums[place[n]] += [old in x and old not in y and new in y and new not in x, bool((x ^ y) - own), old in x, 1]
+    sums = sums[sums[:, 3] > 0]
+    score = lambda s: {k: s[..., i] / s[..., 3] for i, k in enumerate(("changed", "spill", "named"))}
+    return {"factor": ", ".join(_listed(factor)), "edits": int(sums[:, 3].sum())} | with_intervals(sums, score, repeats, seed)
 
 # %% ../nbs/46_trials.ipynb #e1f37b7c
 def pointing(maps: Callable, # (scenes, phrases) -> (n, P, H, W), higher = speaks more for the phrase
@@ -153,8 +157,16 @@ def blanked(scenes: Scenes, rows: np.ndarray) -> np.ndarray: # region row to bla
     return x
 
 def deletion(logprob: Callable, # ((n, 3, 84, 84) uint8, words) -> (n,): how probable image i makes word i
-             scenes: Scenes, factor: str = "colour", repeats: int = 1000, seed: int = 0) -> dict: # more, drop_cited, drop_other
+             scenes: Scenes, factor: str | Sequence[str] = "colour", # one, or several whose words are counted together
+             repeats: int = 1000, seed: int = 0) -> dict: # more, drop_cited, drop_other, with intervals over scenes
     "Does blanking the region that a word cites lower the word's log-probability more than blanking another?"
+    sums = np.zeros((len(scenes), 4))
+    for f in _listed(factor): keep, found = _deleted(logprob, scenes, f, seed); sums[keep] += found
+    sums = sums[sums[:, 3] > 0]
+    score = lambda t: {"more": t[..., 0] / t[..., 3], "drop_cited": t[..., 1] / t[..., 3], "drop_other": t[..., 2] / t[..., 3]}
+    return {"factor": ", ".join(_listed(factor)), "images": len(sums)} | with_intervals(sums, score, repeats, seed)
+
+def _deleted(logprob, scenes, factor, seed): # scenes that allow it; per scene: more, fall of the cited, of the other, 1
     rng, keep, cited, other, words = np.random.default_rng(seed), [], [], [], []
     for i in range(len(scenes)):
         rows = np.arange(*scenes.offsets[[i, i + 1]])
@@ -169,9 +181,7 @@ def deletion(logprob: Callable, # ((n, 3, 84, 84) uint8, words) -> (n,): how pro
     whole, a, b = (np.asarray(logprob(x, words), float) for x in (s.pixels(), blanked(s, move(cited)), blanked(s, move(other))))
     for v in (whole, a, b):
         if v.shape != (len(keep),) or not np.isfinite(v).all(): raise ValueError(f"a log-probability per image is wanted, {len(keep)} finite numbers, not an array of shape {v.shape}")
-    sums = np.stack([(whole - a) > (whole - b), whole - a, whole - b, np.ones(len(keep))], 1)
-    score = lambda t: {"more": t[..., 0] / t[..., 3], "drop_cited": t[..., 1] / t[..., 3], "drop_other": t[..., 2] / t[..., 3]}
-    return {"factor": factor, "images": len(keep)} | with_intervals(sums, score, repeats, seed)
+    return keep, np.stack([(whole - a) > (whole - b), whole - a, whole - b, np.ones(len(keep))], 1)
 
 # %% ../nbs/46_trials.ipynb #836b47d9
 @contextmanager
@@ -220,3 +230,45 @@ def causal(describe: Callable, # scenes -> texts
     share = lambda good: float(np.mean(good)) if len(good) else float("nan")
     return {"word": said, "gone": share([said not in off[i] for i in has]), "had": len(has), "came": share([said in on[i] for i in lacks]), "lacked": len(lacks),
             "spill": share([bool((normal[i] ^ off[i]) - {said}) or bool((normal[i] ^ on[i]) - {said}) for i in range(len(normal))])}
+
+# %% ../nbs/46_trials.ipynb #aadb15f0
+@contextmanager
+def steered(bb: Backbone, layer: str, direction, bias: float, # `x @ direction + bias` is the reading, direction (C,)
+            level: float, up: bool, # raise every cell's reading to the level, or lower it
+            along=None): # (C,) which way the features move; the direction itself unless given
+    "An encoder in which one direction of a layer is held at a level, within a `with` block."
+    if layer not in bb.places: raise ValueError(f"{bb.name} has no layer {layer!r} to steer; its layers are {', '.join(bb.layer_names)}")
+    w, p = (torch.as_tensor(np.asarray(v, np.float32)) for v in (direction, direction if along is None else along))
+    axis, fired = 1 if bb.places[layer].fmt in ("NCHW", "NC") else -1, []
+    def turn(module, args, out):
+        x = tensor_of(out, layer).movedim(axis, -1)
+        v, move = w.to(x), p.to(x)
+        if v.shape[0] != x.shape[-1]: raise ValueError(f"a direction of {v.shape[0]} numbers cannot steer the {x.shape[-1]} channels of {layer}")
+        r = x @ v + bias
+        to = r.clamp_min(level) if up else r.clamp_max(level)
+        fired.append(True)
+        return (x + (to - r)[..., None] * move / (v @ move)).movedim(-1, axis)
+    hook = dict(bb.net.named_modules())[layer].register_forward_hook(turn)
+    try: yield bb
+    finally: hook.remove()
+    if not fired: raise RuntimeError(f"{layer} of {bb.name} was not run while it was steered: the describer does not read it")
+
+def causes(describe: Callable, # scenes -> texts
+           scenes: Scenes, words: Sequence[str], # two at least
+           off, on, # word -> context manager
+           repeats: int = 1000, seed: int = 0) -> dict: # gone, came, and the same of other words' units, with intervals over scenes
+    "Over several words: does a word go when its unit is silenced, does it come when it is forced - more often than when another word's unit is?"
+    if len(words) < 2: raise ValueError(f"causes are told apart with two words at least, not {len(words)}: another word's unit is the control")
+    say = lambda: [asserted(read(t or "", scenes.vocab).claim) for t in describe(scenes)]
+    normal, states = say(), {}
+    for w in words:
+        for key, how in (("off", off), ("on", on)):
+            with how(w): states[w, key] = say()
+    sums = np.zeros((len(scenes), 6)) # had, gone, gone by another; lacked, came, came by another
+    for w, other in zip(words, [*words[1:], words[0]]):
+        for i, said in enumerate(normal):
+            if w in said: sums[i, :3] += [1, w not in states[w, "off"][i], w not in states[other, "off"][i]]
+            else: sums[i, 3:] += [1, w in states[w, "on"][i], w in states[other, "on"][i]]
+    ratio = lambda a, b: np.where(b > 0, a / np.maximum(b, 1), np.nan)
+    score = lambda s: {"gone": ratio(s[..., 1], s[..., 0]), "gone_other": ratio(s[..., 2], s[..., 0]), "came": ratio(s[..., 4], s[..., 3]), "came_other": ratio(s[..., 5], s[..., 3])}
+    return {"words": list(words), "had": int(sums[:, 0].sum()), "lacked": int(sums[:, 3].sum())} | with_intervals(sums, score, repeats, seed)

@@ -92,7 +92,8 @@ def write(name:str, # entry
           trained_on:str, # data, for table and card
           seed:int, seconds:float, # of the training run
           root=None, # folder of the zoo
-          retrain:str="vlnotes run zoo" # the command that makes it again, for the card
+          retrain:str="vlnotes run zoo", # the command that makes it again, for the card
+          taught_by:dict|None=None # what a benchmark must know: `images`, `supervision`, and `handwriting` and `split` of drawn scenes
          )->Path: # the weights file
     "Write one entry: weights, row of the table, model card."
     root = _folder(root); root.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,7 @@ def write(name:str, # entry
     with atomic(p) as tmp:
         save_file({k: v.detach().cpu().contiguous().half() if v.is_floating_point() else v for k, v in state.items()}, tmp)
     e = dict(file=p.name, sha256=hashlib.sha256(p.read_bytes()).hexdigest(), config=config, metrics=metrics,
-             parameters=sum(v.numel() for k, v in state.items() if not k.startswith(("domain.", "means."))), trained_on=trained_on, seed=seed, seconds=round(seconds, 1),
+             parameters=sum(v.numel() for k, v in state.items() if not k.startswith(("domain.", "means."))), trained_on=trained_on, taught_by=taught_by or {}, seed=seed, seconds=round(seconds, 1),
              versions={"python": platform.python_version(), **{k: importlib.metadata.version(k) for k in ("torch", "timm", "transformers")}})
     write_json(root/"zoo.json", {**table(root), name: e})
     scores = "\n".join(_scores(k, v) for k, v in metrics.items())

@@ -19,6 +19,7 @@ from ..hooks import select
 from ..notes import Notes
 from ..runs import nearest, read_json
 from ..transforms import batches
+from .. import zoo
 from ..zoo import strangeness
 
 # %% ../../nbs/coca/06_describer.ipynb #ca7899e1
@@ -34,6 +35,11 @@ class Captioner:
     def encoder(self): return self.coca.encoder
     @property
     def layers(self): return self.coca.layers
+    @property
+    def parts(self)->dict[str, str]: # what was trained -> where it came from
+        "The trained parts behind the words; the tower of the zoo's captioner began as another's."
+        tower = zoo.entry(self.coca.run[4:])["config"].get("tower") if self.coca.run.startswith("zoo/") else None
+        return {"captioner": self.coca.run} | ({"tower": f"zoo/{tower}"} if tower else {})
 
     def strange(self, x:Tensor)->list[bool]: # one per image
         "Whether images lie outside what the zoo's model was trained on; other models never say so."

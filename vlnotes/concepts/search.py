@@ -151,6 +151,7 @@ class Concepts:
     prompt: str = "a photo of a {}"
     unit: Callable | None = None # `Feat -> (B, N, K)`: directions or latents instead of channels
     keep: int = 5 # words noted beside the best
+    soft: dict = field(default_factory=dict) # settings of `soft_wpmi`, such as top and scale
     spec: str = "" # the encoder as `backbones.load` takes it
     run: str = ""
     seen: dict = field(default_factory=dict) # layer -> (units, (S, K) highest activation per image)
@@ -158,6 +159,10 @@ class Concepts:
 
     @property
     def layers(self): return self.encoder.layer_names
+    @property
+    def parts(self)->dict[str, str]: # what was trained -> where it came from
+        "The trained parts behind the words, the contrastive model first; nothing was trained for the search itself."
+        return {"contrastive model": self.clip.name, "encoder": self.encoder.name}
 
     @torch.no_grad()
     def look(self, images: Iterable, # (id, PIL image)
@@ -191,8 +196,8 @@ class Concepts:
             own, acts = self.seen.get(layer, ([], None))
             if lost := [u for u in numbers if u not in own]: raise ValueError(f"unit {layer}:{lost[0]} was not looked at{nearest(layer, self.seen)}")
             a = acts[:, [own.index(u) for u in numbers]].T
-            _, _, why = search(a, self.sims, self.words, self.metric)
-            score = soft_wpmi(a, self.sims) if self.metric == "soft-wpmi" else METRICS[self.metric](a, self.sims.astype(np.float32))
+            why = checked(a)[1]
+            score = soft_wpmi(a, self.sims, **self.soft) if self.metric == "soft-wpmi" else METRICS[self.metric](a, self.sims.astype(np.float32))
             for u, row, k in zip(numbers, score, range(len(numbers))):
                 order = np.argsort(-row, kind="stable")[:self.keep]
                 extra = {"images": len(acts), "words": len(self.words), "contrastive": self.clip.name, "next": [[self.words[j], round(float(row[j]), 4)] for j in order[1:]]} | ({"undescribed": why[k]} if k in why else {})

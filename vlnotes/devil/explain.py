@@ -45,6 +45,11 @@ class Devil:
         return cls(enc, net, load_lm(lm or about["lm"], dtype=dtype, device=device), str(source))
 
     @property
+    def parts(self)->dict[str, str]: # what was trained -> where it came from
+        "The trained parts behind the words, the translator first."
+        return {"translator": self.run, "encoder": self.encoder.name, "language model": self.lm.name}
+
+    @property
     def layers(self)->list[str]: # network order
         "The layers that can be asked for."
         order = [l for l in self.encoder.layer_names if l in self.net.cfg.layers]

@@ -212,9 +212,16 @@ def mean_features(task:DevilTask, pairs, items=512, batch=64)->dict[tuple, Tenso
         if n >= items: break
     return {k: v / max(1, seen[k]) for k, v in total.items()}
 
+def _taught(cfg, pairs): # for a benchmark: how many images, and which handwriting
+    fit = cfg.get("fit", {})
+    shown = fit.get("steps", 0) * fit.get("bs", 0)
+    if cfg.get("units"): return {"images": None, "supervision": "notes of units"}
+    if cfg.get("data"): return {"images": min(shown, len(pairs)) if hasattr(pairs, "__len__") else shown, "supervision": "captions", "data": str(cfg["data"])}
+    return {"images": shown, "supervision": "captions", "handwriting": "digits", "split": cfg.get("docmnist", {}).get("split", "train")}
+
 def _save(folder, task, pairs, cfg, **about): # the means do not change while the encoder is frozen, so they are computed once
     task.net.means = task.net.means or mean_features(task, pairs)
-    save(folder, task.net, cfg["encoder"], cfg["lm"], trained_on=str(cfg.get("units") or cfg.get("data") or "docmnist"), units=cfg.get("units"), **about)
+    save(folder, task.net, cfg["encoder"], cfg["lm"], trained_on=str(cfg.get("units") or cfg.get("data") or "docmnist"), units=cfg.get("units"), taught_by=_taught(cfg, pairs), **about)
 
 def _watch(task, pairs, cfg, out, rank, world): # the hook of `fit` that validates and keeps the best
     val, seen, path = cfg["val"], {}, out/"val.json"

@@ -232,7 +232,8 @@ def train(cfg:TrainConfig, encoder:Backbone|None=None, source:Concepts|None=None
     log = out/"epochs.json"
     history = read_json(log) if log.exists() else []
     falls = lambda: [h["loss"] for h in history]
-    about = dict(trained_on=p.parts["train"].name, source=cfg.source, space=cfg.space if isinstance(cfg.space, dict) else {"drawn": {}} if cfg.space == "drawn" else {"source": cfg.space}, labels=p.labels,
+    drawn = {"handwriting": cfg.source.get("glyphs", "digits"), "split": cfg.source.get("split", "train")} if source is None and cfg.source.get("kind") == "docmnist" and not cfg.source.get("path") else {}
+    about = dict(trained_on=p.parts["train"].name, taught_by={"images": len(p.parts["train"]), "supervision": "labels of regions"} | drawn, source=cfg.source, space=cfg.space if isinstance(cfg.space, dict) else {"drawn": {}} if cfg.space == "drawn" else {"source": cfg.space}, labels=p.labels,
                  config={k: v for k, v in asdict(cfg).items() if k not in ("out", "progress", "device", "cache")})
 
     def after(step, bare): # an epoch is over
