@@ -143,7 +143,7 @@ SHARE, BEAT = 16, .06 # cells asked for at once at first; seconds that should pa
 
 def _cell(self, cell=None, old=None):
     key, at = (self.id, self.method, self.layer), (self.method, self.layer)
-    if not getattr(self.by.who, "reads_cells", True): raise ValueError(f"{self.method} has no notes about grid cells: it reads whole layers.")
+    if not getattr(self.by.who, "reads_cells", True): raise ValueError(f"{self.method} has no notes about grid cells.")
     held = self.cells.setdefault(key, {})
     if isinstance(self.by.who, Saved) and not held: self._ask_cells("all") # free, and the first cell may not be among them
     if at not in self.grids: self._ask_cells([(0, 0)])
