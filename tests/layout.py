@@ -24,7 +24,7 @@ HEAVY = {"open_clip", "webdataset", "papermill", "pooch", "sentence_transformers
 ONLY_IN = {"matplotlib": {"plots"}} # at module level in these alone
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 ALIASES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "open_clip": "open-clip-torch", "faiss": "faiss-cpu",
-           "huggingface_hub": "transformers", "tokenizers": "transformers", "nbformat": "papermill", "nbclient": "papermill",
+           "huggingface_hub": "transformers", "tokenizers": "transformers", "nbformat": "papermill", "nbclient": "papermill", "traitlets": "ipywidgets",
            "jupyter_client": "ipykernel"}
 STORIES = ("experiments", "tutorials", "guide") # folders of notebooks that export nothing; the guide's are pages of the documentation only
 

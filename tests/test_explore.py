@@ -231,7 +231,7 @@ def test_slow_captions_show_progress_are_cancelled_and_go_on(ex, stripes, monkey
     ex.wait()
     assert "cancelled" in shown(ex, "status") and ex.view.whole is None and bars
     done = {k for i, k, cells in stripes.asked if i == "test-000001" and cells is None}
-    assert {"four", "one", "two"} >= done and "four" in done
+    assert done == {"one", "two"}
     stripes.at = None
     ex.look(image="test-000001")
     ex.wait()
@@ -381,7 +381,7 @@ def test_the_saved_page_stands_alone(made, tmp_path):
     assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:|//)|url\((?!data:)|@import|<link(?! rel="icon" href="data:)""", page)
     assert "default-src 'none'" in page and "prefers-color-scheme:dark" in page and "the color is blue" in page and 'class="strip"' in page
     words = re.sub("<[^>]+>", "", page).replace("&nbsp;", " ")
-    assert all(n.text in words for n in ex.view.whole) and ex.view.units["devil", "layer4", 17][0][0].text in words
+    assert "Without any image it says of layer4" in words and all(n.text in words for n in ex.view.whole) and ex.view.units["devil", "layer4", 17][0][0].text in words
     assert ex.save(tmp_path) == tmp_path/"view.html"
     (tmp_path/"file").touch()
     with pytest.raises(OSError, match="file"): ex.save(tmp_path/"file/view.html")

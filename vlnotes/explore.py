@@ -210,7 +210,7 @@ def _set(self, name, **values): # traits that differ
     w = self.on[name]
     self.here.paints = True
     try:
-        with w.hold_sync():
+        with self.painting, w.hold_sync(): # the desk's thread and the clock of the bar both paint
             for k, v in values.items():
                 if getattr(w, k) != v: setattr(w, k, v)
     finally: self.here.paints = False

@@ -143,7 +143,7 @@ SHARE, BEAT = 16, .06 # cells asked for at once at first; seconds that should pa
 
 def _cell(self, cell=None, old=None):
     key, at = (self.id, self.method, self.layer), (self.method, self.layer)
-    if not getattr(self.by.who, "reads_cells", True): raise ValueError(f"{self.method} has no notes about grid cells: it reads whole layers.")
+    if not getattr(self.by.who, "reads_cells", True): raise ValueError(f"{self.method} has no notes about grid cells.")
     held = self.cells.setdefault(key, {})
     if isinstance(self.by.who, Saved) and not held: self._ask_cells("all") # free, and the first cell may not be among them
     if at not in self.grids: self._ask_cells([(0, 0)])
@@ -293,8 +293,10 @@ def page(self) -> str:
         if unit[1] and len(unit[0]): pictures[unit[0][0].image_id] = row(unit[1])
     maps = {self.id: [(self.phrase, self.layer, self.map)]} if self.map is not None else {}
     grid = f", {len(self.found)} of {self.grid[0] * self.grid[1]} cells of {self.layer}" if self.grid else ""
+    said = self.blind() if self.whole is not None and len(self.whole) else ""
+    blind = f" Without any image it says of {self.layer}: “{said}”" if said else "" # the baseline goes along
     return report.html(Notes.concat(notes), pictures, title=f"{self.id} through {self.method}", warning=self.far() or None, maps=maps,
-                       intro=f"A view saved from the explorer: what {self.method} says of {self.id} by layer{grid}.", scenes=self.gallery.scenes,
+                       intro=f"A view saved from the explorer: what {self.method} says of {self.id} by layer{grid}.{blind}", scenes=self.gallery.scenes,
                        crop=lambda size: self.frame())
 
 def row(pictures: list[Image.Image], gap: int = 4) -> Image.Image:
