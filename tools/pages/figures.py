@@ -120,7 +120,7 @@ def faithfulness_units(plots, m):
 
 
 def scoreboard(plots, m):
-    rows = sorted((r for r in m["images"] if r["kind"] == "describer"), key=lambda r: -r["f1"])
+    rows = sorted((r for r in m["images"] if r["kind"] == "describer" and "f1" in r), key=lambda r: -r["f1"])
     fig, ax = canvas(height=.28 * len(rows) + 1)
     def base(k): return [next(o["f1"] for o in m["images"] if o["who"] == k and (o.get("of"), o["encoder"], o.get("layer")) in ((r["who"], r["encoder"], r.get("layer")), (None, "none", None))) for r in rows]
     plots.bars(ax, [f"{r['who']}, {r['encoder'].rpartition('/')[2]}, {last(r.get('layer') or '')}" for r in rows], [r["f1"] for r in rows], [bounds(r, "f1") for r in rows],
