@@ -402,6 +402,7 @@ def test_a_closed_explorer_does_no_harm(ex):
     assert not ex.desk.waiting
     ex.desk.thread.join(10)
     assert not ex.desk.thread.is_alive()
+    with pytest.raises(RuntimeError, match="closed"): ex.save("view.html")
 
 def test_without_images_there_is_nothing_to_see_and_no_error(made, stripes):
     ex = made([], {"stripes": stripes}, method="stripes").wait()

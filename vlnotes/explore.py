@@ -89,11 +89,11 @@ class Explorer:
 
     def look(self, **wish): # image, method, layer, cell
         "Choose something, as the controls do; it is looked at on the desk."
-        self.wish = {**self.wish, **wish}
+        with self.desk.changed: self.wish = {**self.wish, **wish}
         self.desk.ask("look", self._look, self._shown)
 
     def _look(self):
-        wish, self.wish = self.wish, {}
+        with self.desk.changed: wish, self.wish = self.wish, {}
         try: self.view.look(**wish)
         except Stopped: self.wish = {**wish, **self.wish}; raise # for the newer wish, or to be forgotten
 
@@ -132,7 +132,7 @@ def _connect(self):
     when("picture", lambda x: self.look(cell=tuple(x)), "cell")
     when("phrase", self.say); on["draw"].on_click(lambda _: self.say(on["phrase"].value))
     when("unit", self.pick); on["pick"].on_click(lambda _: self.pick(on["unit"].value))
-    on["less"].on_click(lambda _: self.pick(f"{(v.unit or 0) - 1}")); on["more"].on_click(lambda _: self.pick(f"{-1 + 1 if v.unit is None else v.unit + 1}"))
+    on["less"].on_click(lambda _: self.pick(f"{(v.unit or 0) - 1}")); on["more"].on_click(lambda _: self.pick(f"{0 if v.unit is None else v.unit + 1}"))
     when("overlay", lambda _: self.desk.ask("overlay", lambda: None, self._paint))
     when("path", self.open); when("upload", self._upload)
     on["fill"].on_click(lambda _: self.fill())
@@ -181,6 +181,7 @@ def save(self,
     timeout: float = 120, # seconds
 ) -> Path: # the file
     "Write the current view as one page that asks nothing of the network; it waits for what is being looked at, not for cells that are still missing."
+    if not self.desk.open: raise RuntimeError("this explorer was closed: make a new one.")
     ended, got = threading.Event(), []
     self.desk.ask("save", lambda: self._keep(path, got), lambda why: (got.append(why) if why else None, ended.set()))
     if not ended.wait(timeout): raise TimeoutError(f"the view was not saved within {timeout} s.")

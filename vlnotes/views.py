@@ -114,9 +114,9 @@ def _depth(self, first=None):
     key, item, own, got = (self.id, self.method), [(self.id, self.image)], list(getattr(self.by.who, "layers", ()) or ()), {}
     self.breathe(0, len(own))
     began = time.perf_counter()
+    if len(own) > 1: got = self.depths.setdefault((*key, "part"), {}) # what is there when it is stopped
     if len(own) > 1 and key[1] not in self.quick:
         first = first if first in own else own[-1]
-        got = self.depths.setdefault((*key, "part"), {})
         if first not in got: got[first] = self.by.ask(item, layers=[first])
     if time.perf_counter() - began < QUICK and len(got) < 2:
         self.quick.add(key[1])
