@@ -141,6 +141,7 @@ def describe(free, given, pairs):
 
 def run(free, given, pairs):
     if not free or placeholder(free[0]): know(not pairs, "parameters of no experiment"); return [source("vlnotes.launcher"), source("vlnotes.runs")]
+    if free[0].endswith(".ipynb"): free = [Path(free[0]).stem, *free[1:]] # a copy
     know(free[0] in launcher.experiments(), f"there is no experiment {free[0]!r}")
     takes, where = params_of(free[0]), notebook(free[0])
     for k, v in pairs: know(k in takes, f"{free[0]} has no parameter {k}"); value(v, where, k)
@@ -325,7 +326,7 @@ WRONG = ["vlnotes descibe", "vlnotes describe --by devl", "vlnotes describe --mo
          "vlnotes run devil_train devil_captions", "vlnotes run -p steps=3", "vlnotes data cc33m", "vlnotes data cc3m -o limits=3", "vlnotes import devl FILE --out DIR", "vlnotes import devil FILE -o lmm=X", "vlnotes import lavise FILE -o draw=wth",
          "vlnotes.nowhere", "vlnotes.devil.translator.DevilConfig.token_drop", "vlnotes.devil.translator.DevilConfig(tokens=\"clas\")", "vlnotes.decode.decode(beam=4)",
          "vlnotes.decode.decode(4)", "vlnotes.decode.Decoded.ids(x=)", "zoo/convnext", "time/resnet50", "timm/resnet5000", "torchvision/resnet19", "open_clip/rn5", "$VLNOTES_DATUM", "vlnotes[every]",
-         "metrics.json", "greedy", "vlnotes explore --port 3", "vlnotes cite devil coca"]
+         "metrics.json", "greedy", "vlnotes explore --prot 3", "vlnotes cite devil coca"]
 
 @pytest.mark.parametrize("target", WRONG)
 def test_a_wrong_name_is_found(target):
