@@ -23,10 +23,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             s.asked.append(asked); s.heard.append((self.path, dict(self.headers)))
             mood = s.moods[caption].pop(0) if s.moods.get(caption) else s.always.get(caption, s.mood)
             s.now += 1; s.most = max(s.most, s.now)
+        self.here = True
         try: self.answer(s, caption, mood)
         except ConnectionError: pass # the client hung up
-        finally:
-            with s.lock: s.now -= 1
+        finally: self.leave()
+
+    def leave(self): # before the answer goes out: the client's next request may be here before this thread wakes again
+        with self.server.lock: self.server.now -= self.here
+        self.here = False
 
     def answer(self, s, caption, mood):
         if s.pause: s.go_on.wait(s.pause)
@@ -42,6 +46,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
         if mood == "cut": return self.send(200, data[:20], {"Content-Length": str(len(data))})
         if mood == "drip":
+            self.leave()
             self.send_response(200); self.send_header("Content-Length", str(len(data))); self.end_headers()
             for b in data:
                 if s.go_on.wait(.05): return
@@ -50,6 +55,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send(200, data)
 
     def send(self, code, data, head=()):
+        self.leave()
         self.send_response(code)
         for k, v in ({"Content-Length": str(len(data))} | dict(head)).items(): self.send_header(k, v)
         self.end_headers()
