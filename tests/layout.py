@@ -197,11 +197,11 @@ def mirror(root: Path) -> list[str]:
     return bad + [f"{p.relative_to(root)} has no notebook" for m, p in known.items() if m not in told]
 
 def sizes(root: Path) -> list[str]:
-    "Modules over 400 lines, notebooks over 300 kB (tutorials and the guide: 1 MB)."
+    "Modules over 400 lines, notebooks over 300 kB (tutorials: 1 MB)."
     lines = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in modules(root).values()}
     bad = [f"{p.relative_to(root)} has {n} lines, more than 400" for p, n in lines.items() if n > 400]
     for nb in notebooks(root):
-        most = 1_000_000 if story(root, nb) in ("tutorials", "guide") else 300_000
+        most = 1_000_000 if story(root, nb) == "tutorials" else 300_000
         if (n := nb.stat().st_size) > most: bad.append(f"{nb.relative_to(root)} has {n // 1000} kB, more than {most // 1000}")
     return bad
 
